@@ -1,0 +1,1 @@
+"""Run folders, Packer, the Ansible wrapper, base bootstrap, disks."""

@@ -1,0 +1,1 @@
+"""The frozen values that go from stage to stage; all serialise to JSON."""

@@ -1,0 +1,1 @@
+"""What must be done and why: fingerprints, reasons, actions. Pure."""

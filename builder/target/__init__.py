@@ -1,0 +1,1 @@
+"""Which image: matrix rows, options and their origins, definitions."""

@@ -1,0 +1,1 @@
+"""QEMU: builds on any Linux machine, with or without KVM."""
