@@ -19,11 +19,48 @@ from builder.core.errors import BuildError, PreflightError
 
 TAIL_LINES = 30
 PASSED_NAMES = frozenset(
-    "PATH HOME USER LOGNAME LANG LANGUAGE LC_ALL LC_CTYPE TERM TMPDIR TZ XDG_CACHE_HOME XDG_CONFIG_HOME "
-    "XDG_STATE_HOME XDG_RUNTIME_DIR SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO "
-    "http_proxy https_proxy no_proxy all_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY ALL_PROXY GOPROXY GOSUMDB GONOSUMDB "
-    "GOPRIVATE GOCACHE GOMODCACHE GOPATH GOAUTH NETRC PYENV_ROOT PYENV_VERSION SOURCE_DATE_EPOCH".split()
-)
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "LANGUAGE",
+        "LC_ALL",
+        "LC_CTYPE",
+        "TERM",
+        "TMPDIR",
+        "TZ",
+        "XDG_CACHE_HOME",
+        "XDG_CONFIG_HOME",
+        "XDG_STATE_HOME",
+        "XDG_RUNTIME_DIR",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "GIT_SSL_CAINFO",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "all_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "ALL_PROXY",
+        "GOPROXY",
+        "GOSUMDB",
+        "GONOSUMDB",
+        "GOPRIVATE",
+        "GOCACHE",
+        "GOMODCACHE",
+        "GOPATH",
+        "GOAUTH",
+        "NETRC",
+        "PYENV_ROOT",
+        "PYENV_VERSION",
+        "SOURCE_DATE_EPOCH",
+    ]
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import Field
+
 from builder.model.base import Value
 
 EventKind = Literal[
@@ -22,4 +24,4 @@ class Event(Value):
     time: float
     kind: EventKind
     stage: str = ""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field(default_factory=dict)

@@ -96,7 +96,7 @@ class BaseOptions(Value):
     sha256: Sha256 | None = content(None, "sha256 of the cloud image or ISO; required with url")
     packages: tuple[str, ...] = content((), "more distribution packages for the base image")
     secure_boot: bool = content(False, "boot through shim and a signed GRUB")
-    max_age_days: Annotated[int, placement(ge=0)] = Field(
+    max_age_days: Annotated[int, Field(ge=0)] = placement(
         7, "a base older than this is built again, for security updates"
     )
     apt_sources: Path | None = placement(
@@ -109,7 +109,7 @@ class BaseOptions(Value):
 class DiskOptions(Value):
     """The disk of the image."""
 
-    size_gib: Annotated[int, content(ge=3)] = Field(8, "virtual size; the root file system grows at first boot")
+    size_gib: Annotated[int, Field(ge=3)] = content(8, "virtual size; the root file system grows at first boot")
 
 
 class OutputOptions(Value):
@@ -123,7 +123,7 @@ class BuildOptions(Value):
     """How builds are run."""
 
     single_stage: bool = content(False, "base and node in one Packer run, no cached base")
-    user: Annotated[str, placement(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = Field(
+    user: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")] = placement(
         "builder", "user that Packer logs in as; it is gone from the finished image"
     )
     apt_proxy: str = placement("", "apt proxy during the build; not in the image")

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from builder.model.base import Value, content, placement
+from builder.model.base import Value, placement
 
 
 class Settings(Value):
@@ -18,10 +18,10 @@ class Settings(Value):
     accelerator: Literal["auto", "kvm", "tcg"] = placement(
         "auto", "auto: KVM when a guest really starts with it, else TCG"
     )
-    cpus: Annotated[int, placement(ge=1, le=64)] = Field(2, "virtual CPUs of the build VM")
-    memory_mib: Annotated[int, placement(ge=512)] = Field(2048, "memory of the build VM")
+    cpus: Annotated[int, Field(ge=1, le=64)] = placement(2, "virtual CPUs of the build VM")
+    memory_mib: Annotated[int, Field(ge=512)] = placement(2048, "memory of the build VM")
     cpu: str = placement("", "CPU model; empty: host with KVM, else the one the OS file names for TCG")
-    ssh_timeout_s: Annotated[int, placement(ge=10)] = Field(900, "how long a VM may take to answer ssh")
+    ssh_timeout_s: Annotated[int, Field(ge=10)] = placement(900, "how long a VM may take to answer ssh")
 
 
 class Bootstrap(Value):
