@@ -30,6 +30,9 @@ prove: setup ## kubeadm init on an image: make prove IMAGE=FOLDER (default out/)
 bench: setup ## Ratios for docs/performance.md
 	@.venv/bin/python tests/bench/bench.py
 
+docs: setup ## Write the generated parts of the docs
+	@.venv/bin/python scripts/reference.py
+
 lock: ## Renew the hash-checked pins from pyproject.toml
 	@scripts/lock.sh
 
