@@ -190,9 +190,9 @@ def _wanted(spec: BootstrapSpec) -> _Wanted:
     return _Wanted(sources, family_key(spec, sources, scripts), release, key)
 
 
-def _scripts() -> Mapping[str, str]:
+def _scripts() -> dict[str, str]:
     folder = share("templates") / "bootstrap"
-    return tree_digests(folder, [folder]) | {"dpkg": sha256_value(DPKG_OPTIONS)}
+    return {**tree_digests(folder, [folder]), "dpkg": sha256_value(DPKG_OPTIONS)}
 
 
 def _release_digest(sources: Iterable[Source], suite: str) -> str:

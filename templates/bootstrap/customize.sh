@@ -20,7 +20,7 @@ for unit in systemd-networkd.service systemd-networkd-wait-online.service system
     if has "$unit"; then chroot "$root" systemctl --quiet enable "$unit"; fi
 done
 # Background work that makes a first boot slow, and that must not change a node behind its owner's back.
-for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer fstrim.timer; do
+for unit in apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer; do
     if has "$unit"; then chroot "$root" systemctl --quiet disable "$unit"; fi
 done
 if has systemd-resolved.service; then
