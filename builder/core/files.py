@@ -43,12 +43,15 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Say whether another process holds the lock on a file."""
+    """Say whether another process holds the lock on a file.
+
+    Looks with a shared lock, so that two readers never take each other for the holder.
+    """
     if not path.exists():
         return False
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
