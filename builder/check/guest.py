@@ -198,7 +198,8 @@ def started(spec: GuestSpec, work: Path) -> Iterator[Guest]:
     if spec.overlay and not spec.overlay.exists():
         run(overlay_command(spec, spec.overlay), Spec(what="making the overlay"))
     _write_seed(spec, work)
-    (work / "serial.log").unlink(missing_ok=True)
+    for name in ("serial.log", "qemu.log"):
+        (work / name).unlink(missing_ok=True)
     port = free_port()
     # A folder of its own with a short name: the path of a socket has at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="check-") as control:

@@ -88,8 +88,8 @@ def qemu_command(spec: GuestSpec, work: Path, port: int, firm: Firm | None) -> l
     """Return the QEMU command line; `work` holds seed.iso, serial.log and (UEFI) vars.fd, `port` leads to ssh."""
     # A plain IDE controller exists only on the older machine; on q35 the name `ide.0` is an AHCI port.
     machine = "pc" if spec.bus == "ide" else "q35"
-    if spec.firmware == "uefi-secure":
-        machine += ",smm=on"
+    # graphics=off: SeaBIOS writes to the serial port, so that "No bootable device" can be read there.
+    machine += {"bios": ",graphics=off", "uefi": "", "uefi-secure": ",smm=on"}[spec.firmware]
     command = ["qemu-system-x86_64", "-name", spec.hostname, "-nodefaults", "-no-user-config", "-no-reboot"]
     command += ["-machine", machine, "-accel", _accelerator(spec), "-cpu", cpu_model(spec)]
     command += ["-smp", str(spec.cpus), "-m", str(spec.memory_mib), "-display", "none", "-vga", "none"]

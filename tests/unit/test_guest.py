@@ -61,8 +61,8 @@ def test_every_bus_boots_from_the_disk(bus: str) -> None:
 
 
 def test_a_plain_ide_controller_needs_the_older_machine() -> None:
-    assert values(command_of(bus="ide"), "-machine") == ["pc"]
-    assert values(command_of(bus="sata"), "-machine") == ["q35"]
+    assert values(command_of(bus="ide"), "-machine") == ["pc,graphics=off"]
+    assert values(command_of(FIRM, bus="sata", firmware="uefi"), "-machine") == ["q35"]
 
 
 def test_ssh_is_forwarded_on_the_loopback_address_only() -> None:
