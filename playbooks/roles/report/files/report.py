@@ -3,14 +3,15 @@
 Runs in the image with whatever Python it has (3.6 or later), and only asks programs that are there.
 """
 
-import glob
 import json
-import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 VERSION = re.compile(r"v?\d+\.\d+[^\s,\"]*")
+# What a CNI plugin says when it is asked nothing; one that was built without a version says "unknown" or nothing.
+CNI_VERSION = re.compile(r"^CNI \S+ plugin (v?\d\S*)", re.MULTILINE)
 # How each program says its version; the first version-like word of its answer counts.
 PROGRAMS = {
     "kubeadm": ["kubeadm", "version", "-o", "short"],
@@ -25,7 +26,9 @@ PROGRAMS = {
 def output(argv):
     """Return what a program prints on both streams, or nothing when it fails to start."""
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+        done = subprocess.run(
+            argv, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")
@@ -39,29 +42,33 @@ def version(name, argv):
     return ""
 
 
-def components():
-    """Return {component: version} of the programs that are there."""
+def components(installed):
+    """Return {component: version} of the programs that are there; `installed` are the packages."""
     found = {name: version(name, argv) for name, argv in PROGRAMS.items() if shutil.which(argv[0])}
-    # A CNI plugin that is asked nothing says its version: "CNI loopback plugin v1.8.0".
-    if os.path.exists("/opt/cni/bin/loopback"):
-        found["cni"] = version("cni", ["/opt/cni/bin/loopback"])
+    plugin = CNI_VERSION.search(output(["/opt/cni/bin/loopback"]))
+    packaged = [p["version"] for p in installed if p["name"] in ("kubernetes-cni", "containernetworking-plugins")]
+    if plugin or packaged:
+        found["cni"] = plugin.group(1) if plugin else packaged[-1]
     return {name: text for name, text in found.items() if text}
 
 
 def packages():
     """Return the installed packages of dpkg, sorted by name."""
-    rows = output(["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version} ${Architecture}\n"])
+    rows = output(
+        ["dpkg-query", "--show", "--showformat", "${db:Status-Status} ${Package} ${Version} ${Architecture}\n"]
+    )
     fields = [row.split() for row in rows.splitlines() if row.startswith("installed ")]
     return sorted(({"name": f[1], "version": f[2], "arch": f[3]} for f in fields), key=lambda p: (p["name"], p["arch"]))
 
 
 def kernel():
     """Return the release of the kernel that boots: the one /vmlinuz leads to, else the last in /boot."""
-    for path in ("/vmlinuz", "/boot/vmlinuz"):
-        if os.path.islink(path):
-            return os.path.basename(os.path.realpath(path)).split("-", 1)[1]
-    releases = sorted(os.path.basename(path).split("-", 1)[1] for path in glob.glob("/boot/vmlinuz-*"))
+    for link in (Path("/vmlinuz"), Path("/boot/vmlinuz")):
+        if link.is_symlink():
+            return link.resolve().name.split("-", 1)[1]
+    releases = sorted(path.name.split("-", 1)[1] for path in Path("/boot").glob("vmlinuz-*"))
     return releases[-1] if releases else ""
 
 
-print(json.dumps({"kernel": kernel(), "packages": packages(), "components": components()}))
+INSTALLED = packages()
+print(json.dumps({"kernel": kernel(), "packages": INSTALLED, "components": components(INSTALLED)}))

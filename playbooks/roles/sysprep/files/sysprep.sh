@@ -61,7 +61,8 @@ users() {
 state() {
     rm -f /var/lib/systemd/timers/stamp-* /var/lib/chrony/* /var/lib/dhcp/*.leases /var/lib/logrotate/status
     rm -rf /var/lib/systemd/coredump/* /var/crash/* /var/tmp/* /var/backups/*
-    find /tmp -mindepth 1 -delete 2>/dev/null || :
+    # But not what Ansible runs from at this moment; it removes that itself.
+    find /tmp -mindepth 1 -maxdepth 1 ! -name 'ansible_*' -exec rm -rf {} +
 }
 
 logs() {
