@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shutil
@@ -23,7 +24,7 @@ from builder.build.aptsource import (
     release_urls,
 )
 from builder.core.digest import sha256_bytes, sha256_value, tree_digests
-from builder.core.errors import BuildError, PreflightError
+from builder.core.errors import BuildError, PreflightError, Problem
 from builder.core.files import file_lock, write_json
 from builder.core.paths import share
 from builder.core.run import Spec, run, which
@@ -312,7 +313,20 @@ def _host_apt_options() -> tuple[str, ...]:
 def _hint(spec: BootstrapSpec) -> str:
     if spec.keyring and not Path(spec.keyring).exists():
         return f"{spec.keyring} is not on this machine: apt install {spec.distribution}-archive-keyring"
-    return "rootless needs newuidmap (package uidmap) and a line for you in /etc/subuid" if rootless() else ""
+    return "; ".join(problem.what for problem in rootless_problems()) if rootless() else ""
+
+
+def rootless_problems(subuid: Path = Path("/etc/subuid")) -> list[Problem]:
+    """Say what this account lacks for a rootless bootstrap: the id-mapping tool, a range of subordinate ids."""
+    found = []
+    if which("newuidmap") is None:
+        found.append(Problem("rootless bootstrap needs newuidmap", hint="apt install uidmap"))
+    names = {getpass.getuser(), str(os.getuid())}
+    lines = subuid.read_text().splitlines() if subuid.exists() else []
+    if not any(line.partition(":")[0] in names for line in lines):
+        hint = f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {getpass.getuser()}"
+        found.append(Problem("rootless bootstrap needs subordinate ids for this user", str(subuid), hint))
+    return found
 
 
 def _prune(cache: Path, wanted: _Wanted, max_age_days: int) -> None:

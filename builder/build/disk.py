@@ -62,9 +62,10 @@ start={ROOT_MIB * 2048}, size={{root_sectors}}, type=4F68BCE3-E8CD-4DB1-96E7-FBC
 
 # In a private mount namespace: the layers, read-only, so that no work folder is needed and nothing can change them.
 OVERLAY_SCRIPT = 'mount -t overlay overlay -o "ro,lowerdir=$1" root && shift && exec "$@"'
+# Device nodes cannot be made in a user namespace; the kernel mounts its own /dev at boot.
 UNPACK_SCRIPT = (
-    "trap 'rm -rf root' EXIT; "
-    "mkdir root; tar --extract --preserve-permissions --numeric-owner --xattrs --xattrs-include='*' -C root; "
+    "trap 'rm -rf root' EXIT; mkdir root; "
+    "tar -x --preserve-permissions --numeric-owner --xattrs --xattrs-include='*' --exclude='./dev/?*' -C root; "
     '"$@"'
 )
 

@@ -15,7 +15,7 @@ rm -f "$root/var/lib/dbus/machine-id" "$root"/etc/ssh/ssh_host_*
 # Nobody can log in with a password: there is no user, and root has none.
 chroot "$root" usermod --password '*' root
 
-has() { [ -e "$root/lib/systemd/system/$1" ] || [ -e "$root/usr/lib/systemd/system/$1" ]; }
+has() { [ -x "$root/usr/bin/systemctl" ] && { [ -e "$root/lib/systemd/system/$1" ] || [ -e "$root/usr/lib/systemd/system/$1" ]; }; }
 for unit in systemd-networkd.service systemd-networkd-wait-online.service systemd-resolved.service ssh.service; do
     if has "$unit"; then chroot "$root" systemctl --quiet enable "$unit"; fi
 done
