@@ -101,7 +101,7 @@ def component_of(name: str) -> Component:
 
 
 def expand(template: str, version: str) -> str:
-    """Fill {version}, {number}, {major}, {minor} and {patch} of a template; raise ConfigError on a version like 1.34."""
+    """Fill {version}, {number}, {major}, {minor}, {patch} of a template; raise ConfigError on a version like 1.34."""
     match = VERSION.match(version)
     if match is None:
         raise ConfigError(f"{version!r} is not a version such as v1.34.3")
