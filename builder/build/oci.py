@@ -1,0 +1,283 @@
+"""Container image archives: write deterministic OCI archives, read the names in OCI and docker archives."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from builder.core.digest import CHUNK, canonical_json, sha256_bytes
+from builder.core.errors import PreflightError
+
+CONTAINERD_NAME = "io.containerd.image.name"
+"""The annotation that gives an image its name in containerd; without it `ctr images import` makes one up
+(https://github.com/containerd/containerd/blob/v2.1.4/core/images/annotations.go)."""
+OCI_NAME = "org.opencontainers.image.ref.name"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+EPOCH = "1970-01-01T00:00:00Z"
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+METADATA_LIMIT = 16 << 20
+ARCHIVE_HINT = "wanted: an OCI archive (skopeo copy … oci-archive:FILE:NAME) or a docker archive (docker save)"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageContent:
+    """What an image holds: `files` {absolute path: file}, above a `root` tar archive where one is needed.
+
+    The files are world-readable and executable and belong to root. `root` becomes a layer of its own, as it is.
+    """
+
+    files: Mapping[str, Path]
+    entrypoint: tuple[str, ...] = ()
+    root: Path | None = None
+    arch: str = "amd64"
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveImage:
+    """An image in an archive: its full name as containerd stores it ("" when it has none) and its digest.
+
+    The digest is the manifest's (`sha256:<hex>`); in a docker archive, which holds no manifest, the config's.
+    """
+
+    name: str
+    digest: str
+
+
+def full_name(name: str) -> str:
+    """Return an image name with its registry and tag, as containerd stores it.
+
+    `app:1` becomes docker.io/library/app:1, `registry.k8s.io/pause` registry.k8s.io/pause:latest
+    (https://github.com/distribution/reference/blob/v0.6.0/normalize.go).
+    """
+    path, at, digest = name.partition("@")
+    first, slash, _ = path.partition("/")
+    if not slash:
+        path = f"docker.io/library/{path}"
+    elif "." not in first and ":" not in first and first != "localhost":
+        path = f"docker.io/{path}"
+    if not at and ":" not in path.rpartition("/")[2]:
+        path += ":latest"
+    return f"{path}{at}{digest}"
+
+
+def write_archive(out: Path, names: Sequence[str], content: ImageContent) -> str:
+    """Write an OCI archive that holds one image under all of `names`; return its manifest digest.
+
+    Equal content gives equal bytes. The archive appears under its name only when it is whole.
+    """
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        with temporary.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            digest = _write_image(archive, names, content, out.with_name(f".{out.name}.layer"))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def read_archive(path: Path) -> tuple[ArchiveImage, ...]:
+    """Return the images of an OCI or docker archive, compressed or not, without unpacking it.
+
+    Raises PreflightError when the file cannot be read, is neither of the two, or lacks one of its own parts.
+    """
+    try:
+        with tarfile.open(path) as archive:
+            members = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
+            if "index.json" in members:
+                return tuple(_oci_images(archive, members))
+            if "manifest.json" in members:
+                return tuple(_docker_images(archive, members))
+    except (OSError, EOFError, tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PreflightError(f"not a readable image archive: {_reason(error)}", str(path), ARCHIVE_HINT) from error
+    raise PreflightError("an archive, but of no container image", str(path), ARCHIVE_HINT)
+
+
+def copy_archive(source: Path, out: Path) -> tuple[ArchiveImage, ...]:
+    """Copy an image archive so that containerd names its images right at import; return its images.
+
+    Docker archives and OCI archives with containerd's annotation stay as they are. Other tools leave the name in
+    the OCI annotation alone, which containerd takes for a tag. Raises PreflightError like `read_archive`, and when
+    an image has no name.
+    """
+    images = read_archive(source)
+    if not all(image.name for image in images):
+        raise PreflightError("an image without a name in it", str(source), "give it one: oci-archive:FILE:NAME")
+    temporary = out.with_name(f".{out.name}.new")
+    try:
+        with tarfile.open(source) as old, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as new:
+            for member in old:
+                stream = old.extractfile(member) if member.isfile() else None
+                if stream is not None and member.name.removeprefix("./") == "index.json":
+                    data = _named_index(stream.read())
+                    member.size, stream = len(data), io.BytesIO(data)
+                new.addfile(member, stream)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return images
+
+
+def _write_image(archive: tarfile.TarFile, names: Sequence[str], content: ImageContent, scratch: Path) -> str:
+    _add_bytes(archive, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+    layers = []
+    if content.root is not None:
+        layers.append(_add_blob(archive, content.root, LAYER_TYPE))
+    try:
+        _write_layer(scratch, content.files)
+        layers.append(_add_blob(archive, scratch, LAYER_TYPE))
+    finally:
+        scratch.unlink(missing_ok=True)
+    config = {
+        "created": EPOCH,
+        "architecture": content.arch,
+        "os": "linux",
+        "config": {
+            "Env": [DEFAULT_PATH],
+            **({"Entrypoint": list(content.entrypoint)} if content.entrypoint else {}),
+            **({"Labels": dict(content.labels)} if content.labels else {}),
+        },
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in layers]},
+        "history": [{"created": EPOCH, "created_by": "build-image"} for _ in layers],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _add_json(archive, config, CONFIG_TYPE),
+        "layers": layers,
+    }
+    described = _add_json(archive, manifest, MANIFEST_TYPE)
+    platform = {"architecture": content.arch, "os": "linux"}
+    entries = [
+        described | {"platform": platform, "annotations": {CONTAINERD_NAME: name, OCI_NAME: name}} for name in names
+    ]
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}
+    _add_bytes(archive, "index.json", canonical_json(index))
+    return str(described["digest"])
+
+
+def _write_layer(out: Path, files: Mapping[str, Path]) -> None:
+    parents = {str(parent) for name in files for parent in Path(name).parents} - {"/"}
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as layer:
+        for name in sorted([*parents, *files]):
+            if name in files:
+                with files[name].open("rb") as stream:
+                    layer.addfile(_entry(name.lstrip("/"), files[name].stat().st_size, 0o755), stream)
+            else:
+                folder = _entry(name.lstrip("/"), 0, 0o755)
+                folder.type = tarfile.DIRTYPE
+                layer.addfile(folder)
+
+
+def _entry(name: str, size: int, mode: int = 0o644) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size, mode, 0
+    return entry
+
+
+def _add_bytes(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    archive.addfile(_entry(name, len(data)), io.BytesIO(data))
+
+
+def _add_json(archive: tarfile.TarFile, value: Any, media_type: str) -> dict[str, Any]:
+    data = canonical_json(value)
+    digest = sha256_bytes(data)
+    _add_bytes(archive, f"blobs/sha256/{digest}", data)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(data)}
+
+
+def _add_blob(archive: tarfile.TarFile, file: Path, media_type: str) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = _stream_digest(stream)
+        size = stream.tell()
+        stream.seek(0)
+        archive.addfile(_entry(f"blobs/sha256/{digest}", size), stream)
+    return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": size}
+
+
+def _stream_digest(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := stream.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _oci_images(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo]) -> Iterator[ArchiveImage]:
+    index = _read_json(archive, members, "index.json")
+    for entry in index["manifests"]:
+        digest = str(entry["digest"])
+        if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+            raise ValueError(f"{digest!r} is no sha256 digest")
+        data = _read(archive, members, f"blobs/{digest.replace(':', '/')}")
+        if sha256_bytes(data) != digest.partition(":")[2]:
+            raise ValueError(f"{digest} does not fit its content")
+        _check_parts(json.loads(data), members)
+        yield ArchiveImage(_entry_name(entry), digest)
+
+
+def _check_parts(manifest: Mapping[str, Any], members: Mapping[str, tarfile.TarInfo]) -> None:
+    """Raise ValueError when a part of a one-platform image is missing or cut short; lists may be partial."""
+    parts = [manifest["config"], *manifest["layers"]] if "layers" in manifest else []
+    for part in parts:
+        member = members.get(f"blobs/{part['digest'].replace(':', '/')}")
+        if member is None or member.size != part["size"]:
+            raise ValueError(f"{part['digest']} is missing or cut short")
+
+
+def _entry_name(entry: Mapping[str, Any]) -> str:
+    annotations = entry.get("annotations") or {}
+    name = str(annotations.get(CONTAINERD_NAME) or annotations.get(OCI_NAME) or "")
+    # A bare word such as `latest` is a tag without a repository: that names nothing.
+    return full_name(name) if "/" in name or ":" in name else ""
+
+
+def _named_index(data: bytes) -> bytes:
+    index = json.loads(data)
+    for entry in index["manifests"]:
+        entry["annotations"] = dict(entry.get("annotations") or {}) | {CONTAINERD_NAME: _entry_name(entry)}
+    return canonical_json(index)
+
+
+def _docker_images(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo]) -> Iterator[ArchiveImage]:
+    for entry in _read_json(archive, members, "manifest.json"):
+        digest = f"sha256:{sha256_bytes(_read(archive, members, entry['Config']))}"
+        for layer in entry["Layers"]:
+            # A layer may be a link to an equal one, which is no file of its own.
+            if layer not in members and layer not in archive.getnames():
+                raise ValueError(f"{layer} is missing")
+        for name in entry.get("RepoTags") or [""]:
+            yield ArchiveImage(full_name(name) if name else "", digest)
+
+
+def _read(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> bytes:
+    member = members.get(name)
+    if member is None:
+        raise ValueError(f"{name} is missing")
+    if member.size > METADATA_LIMIT:
+        raise ValueError(f"{name} is too large")
+    stream = archive.extractfile(member)
+    if stream is None:
+        raise ValueError(f"{name} is no file")
+    return stream.read()
+
+
+def _read_json(archive: tarfile.TarFile, members: Mapping[str, tarfile.TarInfo], name: str) -> Any:
+    return json.loads(_read(archive, members, name))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError):
+        return f"{error.args[0]} is missing"
+    return str(error) or "it ends too early"
