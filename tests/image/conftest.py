@@ -1,0 +1,82 @@
+"""The image under test, and how its guests are started. A missing image is a failure: nothing here is skipped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import pytest
+
+from builder.build import accelerator
+from builder.check.machine import DiskFormat, GuestSpec
+from builder.model.artifact import Manifest
+
+VARIABLE = "BUILD_IMAGE_TEST_IMAGE"
+FORMATS: dict[str, DiskFormat] = {".qcow2": "qcow2", ".raw": "raw", ".vmdk": "vmdk"}
+# How long a guest may take, by accelerator: emulation on two busy cores is some twenty times slower than KVM.
+BOOT_SECONDS = {"kvm": 180.0, "tcg": 900.0}
+
+SpecMaker = Callable[..., GuestSpec]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A finished disk; `folder` is where its manifest.json lies."""
+
+    disk: Path
+    format: DiskFormat
+    folder: Path
+
+    def manifest(self) -> Manifest:
+        path = self.folder / "manifest.json"
+        if not path.exists():
+            pytest.fail(f"{path} is not there: name the folder that 'make image' left in {VARIABLE}", pytrace=False)
+        return Manifest.model_validate_json(path.read_bytes())
+
+
+def find_image(named: str) -> Image:
+    """Return the image that a folder (as `make image` leaves it) or a path of a disk means."""
+    path = Path(named).absolute()
+    disks = sorted(path.glob("*.qcow2")) if path.is_dir() else [path]
+    if not named or len(disks) != 1 or disks[0].suffix not in FORMATS or not disks[0].exists():
+        pytest.fail(
+            f"{VARIABLE}={named!r} names no image: 'make image' leaves one in out/; give that folder or one disk",
+            pytrace=False,
+        )
+    return Image(disks[0], FORMATS[disks[0].suffix], disks[0].parent)
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return find_image(os.environ.get(VARIABLE, ""))
+
+
+@pytest.fixture(scope="session")
+def manifest(image: Image) -> Manifest:
+    return image.manifest()
+
+
+@pytest.fixture(scope="session")
+def acceleration() -> Literal["kvm", "tcg"]:
+    asked = os.environ.get("BUILD_IMAGE_QEMU__ACCELERATOR", "auto")
+    return accelerator.choose(cast(Literal["auto", "kvm", "tcg"], asked)).name
+
+
+@pytest.fixture(scope="session")
+def make_spec(image: Image, acceleration: Literal["kvm", "tcg"]) -> SpecMaker:
+    """Return a function that makes the spec of a guest without a network; its keywords are fields of GuestSpec."""
+
+    def make(**fields: object) -> GuestSpec:
+        base = {
+            "disk": image.disk,
+            "format": image.format,
+            "accelerator": acceleration,
+            "restricted": True,
+            "timeout_s": BOOT_SECONDS[acceleration],
+        }
+        return GuestSpec(**(base | fields))  # type: ignore[arg-type]
+
+    return make
