@@ -10,6 +10,9 @@ from pydantic import Field
 from builder.model.base import Value, content, placement
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+LOCATION = "location"
+Location = Annotated[str, LOCATION]
+"""A URL, or a path; a relative path in a file is relative to that file."""
 
 
 class KubernetesOptions(Value):
@@ -20,13 +23,13 @@ class KubernetesOptions(Value):
         "packages: a deb/rpm repository; url: a folder or base URL with binaries and .sha256 files; "
         "module: compiled from the Go module k8s.io/kubernetes",
     )
-    repository: str = content(
+    repository: Location = content(
         "https://pkgs.k8s.io/core:/stable:/{series}/deb/", "package repository; {series} becomes v1.34"
     )
-    repository_key: str = content(
+    repository_key: Location = content(
         "", "signing key of the repository: URL or path; empty: Release.key in the repository"
     )
-    url: str = content(
+    url: Location = content(
         "https://dl.k8s.io/release/{version}/bin/linux/{arch}", "base URL or folder of the binaries, for source url"
     )
 
@@ -56,7 +59,7 @@ class ContainerdOptions(Value):
     version: str = content(
         "", "version such as v2.1.4; empty: what the source gives (packages) or the Kubernetes series names"
     )
-    url: str = content(
+    url: Location = content(
         "https://github.com/containerd/containerd/releases/download/{version}/containerd-{number}-linux-{arch}.tar.gz",
         "URL or path of a release tarball, with a .sha256sum file beside it",
     )
@@ -67,7 +70,7 @@ class CniOptions(Value):
 
     source: Literal["packages", "url", "module"] = content("packages", "packages, url (release tarball) or module")
     version: str = content("", "version such as v1.8.0; empty: what the Kubernetes series names")
-    url: str = content(
+    url: Location = content(
         "https://github.com/containernetworking/plugins/releases/download/{version}/cni-plugins-linux-{arch}-{version}.tgz",
         "URL or path of a release tarball, with a .sha256 file beside it",
     )
@@ -80,7 +83,7 @@ class CrictlOptions(Value):
         "auto", "auto: with packages from the Kubernetes repository, else none from 1.31 on"
     )
     version: str = content("", "version such as v1.34.0")
-    url: str = content(
+    url: Location = content(
         "https://github.com/kubernetes-sigs/cri-tools/releases/download/{version}/crictl-{version}-linux-{arch}.tar.gz",
         "URL or path of a release tarball, with a .sha256 file beside it",
     )
@@ -92,7 +95,7 @@ class BaseOptions(Value):
     source: Literal["bootstrap", "image", "iso"] = content(
         "bootstrap", "bootstrap: mmdebstrap from the mirror; image: a cloud image; iso: an installer ISO"
     )
-    url: str = content("", "URL or path of the cloud image or ISO")
+    url: Location = content("", "URL or path of the cloud image or ISO")
     sha256: Sha256 | None = content(None, "sha256 of the cloud image or ISO; required with url")
     packages: tuple[str, ...] = content((), "more distribution packages for the base image")
     secure_boot: bool = content(False, "boot through shim and a signed GRUB")

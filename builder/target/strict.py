@@ -117,6 +117,8 @@ def _real_path(model: type[Value], loc: tuple[int | str, ...]) -> tuple[KeyPath,
     known: list[str] = []
     for part in loc:
         here = plain_type(here)
+        if typing.get_origin(here) in (typing.Union, types.UnionType):
+            break
         if isinstance(here, type) and issubclass(here, Value):
             known = list(here.model_fields)
             path.append(part)
