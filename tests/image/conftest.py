@@ -11,7 +11,9 @@ from typing import Literal, cast
 import pytest
 
 from builder.build import accelerator
+from builder.build.packer import find_packer
 from builder.check.machine import DiskFormat, GuestSpec
+from builder.core.paths import cache_home
 from builder.model.artifact import Manifest
 
 VARIABLE = "BUILD_IMAGE_TEST_IMAGE"
@@ -80,3 +82,18 @@ def make_spec(image: Image, acceleration: Literal["kvm", "tcg"]) -> SpecMaker:
         return GuestSpec(**(base | fields))  # type: ignore[arg-type]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def packer() -> Path:
+    """Return the Packer that a build uses on this machine."""
+    found = find_packer(compiled_packer())
+    if found is None:
+        pytest.fail("no Packer on PATH, and none was compiled by an earlier build", pytrace=False)
+    return found.path
+
+
+def compiled_packer() -> Path | None:
+    """Return the newest Packer that a build compiled, if there is one."""
+    made = sorted((cache_home() / "modules").glob("*/packer"), key=lambda path: path.stat().st_mtime)
+    return made[-1] if made else None
