@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from builder.model.base import Value, placement
+from builder.model.local import Bootstrap, LocalRoute
 
 
 class Settings(Value):
@@ -24,22 +25,24 @@ class Settings(Value):
     ssh_timeout_s: Annotated[int, Field(ge=10)] = placement(900, "how long a VM may take to answer ssh")
 
 
-class Bootstrap(Value):
-    """How a root tree of this OS is bootstrapped."""
-
-    suite: str
-    mirror: str
-    security_mirror: str = ""
-    components: tuple[str, ...] = ("main",)
-    keyring: str = "/usr/share/keyrings/debian-archive-keyring.gpg"
-    kernel: str
-    packages: tuple[str, ...]
-    secure_boot_packages: tuple[str, ...] = ()
-
-
 class OsFacts(Value):
     """The qemu part of an OS file."""
 
     bootstrap: Bootstrap | None = None
     tcg_cpu: str = "qemu64"
     datasources: tuple[str, ...] = ("NoCloud", "ConfigDrive", "None")
+
+
+def local_route(settings: Settings, facts: OsFacts) -> LocalRoute:
+    """Return how this site builds an image of an OS with QEMU."""
+    return LocalRoute(
+        lane=settings.lane,
+        accelerator=settings.accelerator,
+        cpus=settings.cpus,
+        memory_mib=settings.memory_mib,
+        cpu=settings.cpu,
+        tcg_cpu=facts.tcg_cpu,
+        ssh_timeout_s=settings.ssh_timeout_s,
+        bootstrap=facts.bootstrap,
+        datasources=facts.datasources,
+    )
