@@ -12,8 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from builder.core import paths
 from builder.core.digest import sha256_value, tree_digests
@@ -23,6 +22,8 @@ from builder.core.run import Spec, run
 from builder.model.base import Value
 from builder.model.lock import Input
 from builder.resolve.golang import Go, Runner
+from builder.target.strict import load_model
+from builder.target.yamlfile import read_yaml
 
 VERSION = re.compile(r"^v?(?P<number>(?P<major>\d+)\.(?P<minor>\d+)\.(?P<patch>\d+).*)$")
 PROXY_HINT = "GOPROXY must name a Go module proxy that has this version, and sum.golang.org must be reachable"
@@ -42,12 +43,13 @@ class Component(Value):
 
 
 class ModuleImage(Value):
-    """What a container image holds: {path in the image: command of the component}, and packages beside them."""
+    """What a container image holds: {path in the image: command of the component}, packages beside them, and links."""
 
     component: str
     files: dict[str, str]
     entrypoint: tuple[str, ...] = ()
     root: tuple[str, ...] = ()
+    links: dict[str, str] = Field(default_factory=dict)
 
 
 class ModuleFacts(Value):
@@ -76,11 +78,7 @@ class ModulePin:
 def module_facts() -> ModuleFacts:
     """Return the facts of modules.yaml; raise ConfigError when the file does not fit its model."""
     file = paths.PACKAGE / "data" / "modules.yaml"
-    try:
-        facts = ModuleFacts.model_validate_json(json.dumps(yaml.safe_load(file.read_text())))
-    except ValidationError as error:
-        problems = [Problem(entry["msg"], f"{file}: {'.'.join(map(str, entry['loc']))}") for entry in error.errors()]
-        raise ConfigError(problems) from error
+    facts = load_model(ModuleFacts, read_yaml(file))
     problems = [
         Problem(f"image {name} names {command!r}, which {image.component!r} does not have", str(file))
         for name, image in facts.images.items()
