@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from builder.core.digest import sha256_bytes
+from builder.core.errors import BuildImageError
 from builder.core.files import file_lock, write_atomic, write_json
 from builder.model.base import Value
 from builder.plan.fingerprint import Ingredients, difference
@@ -130,13 +131,12 @@ def making_base(cache: Path, wish: BaseWish, folder: Path) -> Iterator[Path]:
         begun = Path(pointer.read_text()) if pointer.exists() else None
         place = begun if begun is not None and begun.is_dir() else folder
         write_atomic(pointer, str(place))
-        yield place
+        try:
+            yield place
+        except BuildImageError:
+            pointer.unlink(missing_ok=True)  # it failed, nothing of it goes on: the next one starts afresh
+            raise
         pointer.unlink(missing_ok=True)
-
-
-def forget_begun(cache: Path, wish: BaseWish) -> None:
-    """Forget a base that was begun and failed, so that the next one starts afresh."""
-    (cache / f"{wish.fingerprint}.building").unlink(missing_ok=True)
 
 
 def draft_folder(cache: Path, wish: BaseWish, stage_folder: Path) -> Path:

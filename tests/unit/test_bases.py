@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from builder.build.bases import BaseRecord, BaseWish, draft_folder, find_base, forget_begun, making_base, store_base
+from builder.build.bases import BaseRecord, BaseWish, draft_folder, find_base, making_base, store_base
+from builder.core.errors import BuildError
 from builder.plan.fingerprint import Ingredients
 
 INGREDIENTS = Ingredients(lock_digest="a", files={"qemu.pkr.hcl": "1"}, roles={"roles/base/x.yml": "1"}, tools={})
@@ -81,8 +82,7 @@ def test_a_base_that_a_dead_process_began_goes_on_in_its_folder(tmp_path: Path) 
 def test_a_base_that_failed_starts_afresh(tmp_path: Path) -> None:
     first, second = tmp_path / "run1", tmp_path / "run2"
     first.mkdir()
-    with pytest.raises(KeyError), making_base(tmp_path / "bases", WISH, first):
-        forget_begun(tmp_path / "bases", WISH)
-        raise KeyError
+    with pytest.raises(BuildError), making_base(tmp_path / "bases", WISH, first):
+        raise BuildError("a role failed")
     with making_base(tmp_path / "bases", WISH, second) as folder:
         assert folder == second
