@@ -18,6 +18,7 @@ from builder.core.events import read_lines
 from builder.core.run import TAIL_LINES
 
 SCARCE_BYTES = 128 << 20
+ERRORED = re.compile(r"^Build '[^']+' errored after ")
 # Colours and cursor movements of a console.
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]|[\x00-\x08\x0b-\x1f\x7f]")
 
@@ -48,13 +49,11 @@ def failure_cause(folder: StageFolder, stage: str, code: int) -> list[Problem]:
         problems = cause(evidence)
         if problems:
             return problems
-    return [
-        Problem(
-            _text(f"Packer failed (exit code {code})", evidence.log[-TAIL_LINES:]),
-            str(folder.packer_log),
-            "the whole log is in that file; PACKER_LOG's is packer.debug.log beside it",
-        )
-    ]
+    said = [line.partition(": ")[2] for line in log if line.startswith("--> ")]
+    before = log[: next((at for at, line in enumerate(log) if ERRORED.match(line)), len(log))]
+    head = f"Packer failed (exit code {code})" + (f": {said[0]}" if said else "")
+    hint = f"more is in {folder.path / 'packer.debug.log'}"
+    return [Problem(_text(head, before[-TAIL_LINES:]), str(folder.packer_log), hint)]
 
 
 def _no_space(evidence: Evidence) -> list[Problem]:

@@ -15,6 +15,8 @@ DETAIL = re.compile(r"^ {4}([a-z0-9-]+)\.([a-z0-9_-]+): (.*)$")
 # Packer 1.9 advises on every run to install plugins that it brings itself.
 NOISE_BEGINS = "Warning: Bundled plugins used"
 NOISE_ENDS = "Then run 'packer init' to manage installation of the plugins"
+# Steps of which nobody learns anything.
+DULL = ("Trying ", "Overriding default Qemu arguments", "Looking for available port", "Waiting 1s for boot")
 ANSIBLE_COMMAND = re.compile(r"^Executing Ansible: .*/([a-z0-9_-]+\.yml)$")
 
 
@@ -32,9 +34,9 @@ def readable(lines: Iterable[str]) -> Iterator[str]:
 
 
 def step_text(line: str) -> str | None:
-    """Return the text of a step line, or None for every other line."""
+    """Return the text of a step line, or None for every other line and for steps that say nothing."""
     found = STEP.match(TIMESTAMP.sub("", line.rstrip()))
-    if not found:
+    if not found or found[3].startswith(DULL):
         return None
     command = ANSIBLE_COMMAND.match(found[3])
     return f"Running {command[1]}" if command else found[3]
