@@ -201,7 +201,20 @@ def _make_root(source: _Source, raw: Path, spec: DiskSpec) -> None:
     if spec.seed:
         extended += f",hash_seed={spec.uuid('hash')}"
     features = mkfs_features(" ".join(run(["mke2fs", "-V"]).tail))
-    argv = ["mke2fs", "-q", "-t", "ext4", "-L", "root", "-U", str(spec.uuid("filesystem")), "-E", extended]
+    argv = [
+        "mke2fs",
+        "-q",
+        "-t",
+        "ext4",
+        "-b",
+        "4096",
+        "-L",
+        "root",
+        "-U",
+        str(spec.uuid("filesystem")),
+        "-E",
+        extended,
+    ]
     argv += ["-O", features, "-d", source.folder, raw.name, f"{_root_mib(spec)}M"]
     hint = "raise disk.size_gib when it says that there is no space"
     run([*source.prefix, *argv], Spec(cwd=inner, env=_sbin_path(), what="making the root file system", hint=hint))

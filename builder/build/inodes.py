@@ -36,9 +36,8 @@ def parse_superblock(data: bytes) -> Geometry:
     """Read a superblock of 1024 bytes. Raises BuildError for one that is not ext4 or has the layout meta_bg."""
     if data[0x38:0x3A] != EXT_MAGIC:
         raise BuildError("not an ext4 file system")
-    inodes, blocks = struct.unpack_from("<II", data, 0)
+    (inodes,) = struct.unpack_from("<I", data, 0)
     first_block, log_size = struct.unpack_from("<II", data, 0x14)
-    (blocks_per_group,) = struct.unpack_from("<I", data, 0x20)
     (inodes_per_group,) = struct.unpack_from("<I", data, 0x28)
     (inode_size,) = struct.unpack_from("<H", data, 0x58)
     (incompat,) = struct.unpack_from("<I", data, 0x60)
@@ -50,7 +49,7 @@ def parse_superblock(data: bytes) -> Geometry:
         block_size=block_size,
         inode_size=inode_size,
         inodes_per_group=inodes_per_group,
-        groups=inodes // inodes_per_group if blocks_per_group else 0,
+        groups=inodes // inodes_per_group,
         descriptors_at=(first_block + 1) * block_size,
         descriptor_size=struct.unpack_from("<H", data, 0xFE)[0] if wide else SMALL_DESCRIPTOR,
     )

@@ -21,6 +21,7 @@ from builder.core.run import Spec, run
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
+BACKUP_TABLE_BYTES = 33 * 512  # the last sectors of a GPT disk: 128 entries of 128 bytes and the header
 BOOT_TYPES = {
     "C12A7328-F81F-11D2-BA4B-00A0C93EC93B": "EFI system partition",
     "21686148-6449-6E6F-744E-656564454649": "BIOS boot partition",
@@ -74,7 +75,7 @@ def _copy(source: Path, clean: Path, table: tuple[Partition, ...], systems: list
     for part in systems:
         _copy_system(source, clean, part.start, size)
     first = table[0].start if table else size
-    tail = max(table[-1].end if table else 0, size - MIB)  # the backup of a GPT
+    tail = max(table[-1].end if table else 0, size - BACKUP_TABLE_BYTES)
     whole = [(0, first), *((part.start, part.end) for part in table if part not in systems), (tail, size)]
     with source.open("rb") as reader, clean.open("r+b") as writer:
         for start, end in whole:
