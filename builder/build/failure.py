@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from builder.build.render import RUN_VALUES, StageFolder
 from builder.core.errors import Problem
 from builder.core.events import read_lines
 from builder.core.run import TAIL_LINES
+from builder.core.tools import free_bytes
 
 SCARCE_BYTES = 128 << 20
 ERRORED = re.compile(r"^Build '[^']+' errored after ")
@@ -160,12 +160,6 @@ CAUSES: tuple[Callable[[Evidence], list[Problem]], ...] = (
     _checksum,
     _shutdown,
 )
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that this user may still write where a folder is."""
-    stats = os.statvfs(folder)
-    return stats.f_bavail * stats.f_frsize
 
 
 def console_tail(path: Path, lines: int = TAIL_LINES) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from builder.build.failure import SCARCE_BYTES, failure_cause, free_bytes
+from builder.build.failure import SCARCE_BYTES, failure_cause
 from builder.build.job import (
     Companion,
     Dead,
@@ -33,6 +33,7 @@ from builder.core.errors import BuildError, BuildImageError, Interrupted, Prefli
 from builder.core.events import append_event
 from builder.core.paths import cache_home
 from builder.core.run import Spec, run, which
+from builder.core.tools import free_bytes
 
 VARIABLE = "BUILD_IMAGE_PACKER"
 OLDEST = (1, 9, 4)
