@@ -9,10 +9,11 @@ import struct
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from builder.build.bootstrap import rootless, unshared
 from builder.build.filesystem import SECTOR, ExtFileSystem, is_ext, read_table
@@ -61,7 +62,11 @@ start={ROOT_MIB * 2048}, size={{root_sectors}}, type=4F68BCE3-E8CD-4DB1-96E7-FBC
 """
 
 # In a private mount namespace: the layers, read-only, so that no work folder is needed and nothing can change them.
-OVERLAY_SCRIPT = 'mount -t overlay overlay -o "ro,lowerdir=$1" root && shift && exec "$@"'
+# A bind, given as FOLDER PATH, stands for what the layers have at that path; the list ends with --.
+OVERLAY_SCRIPT = (
+    'mount -t overlay overlay -o "ro,lowerdir=$1" root; shift; '
+    'while [ "$1" != -- ]; do mount --bind "$1" "root/$2"; shift 2; done; shift; exec "$@"'
+)
 # Device nodes cannot be made in a user namespace; the kernel mounts its own /dev at boot.
 UNPACK_SCRIPT = (
     "trap 'rm -rf root' EXIT; mkdir root; "
@@ -107,15 +112,21 @@ def make_disk(tree: Path, disk: Path, spec: DiskSpec) -> None:
     _assemble(_Source(("sh", "-euc", outer, "sh", str(tree.absolute())), "root"), disk, spec)
 
 
-def disk_from_overlay(lowers: Sequence[Path], upper: Path, disk: Path, spec: DiskSpec) -> None:
+def disk_from_overlay(
+    lowers: Sequence[Path], upper: Path, disk: Path, spec: DiskSpec, binds: Mapping[str, Path] = MappingProxyType({})
+) -> None:
     """Write a disk from a tree and what was changed over it (overlayfs layers, the topmost of `lowers` first).
 
+    `binds` maps paths inside the tree, which must exist there, to the folders that replace them.
     Root only; the layers are mounted in a mount namespace of their own, so nothing is left when it is killed.
     """
     layers = [upper, *lowers]
     names = [f"layer{number}" for number in range(len(layers))]
-    prefix = ("unshare", "--mount", "sh", "-euc", OVERLAY_SCRIPT, "sh", ":".join(names))
-    _assemble(_Source(prefix, "root", tuple(zip(names, layers, strict=True))), disk, spec)
+    bound = {f"bind{number}": (path, folder) for number, (path, folder) in enumerate(sorted(binds.items()))}
+    words = [word for name, (path, _) in bound.items() for word in (name, path.strip("/"))]
+    prefix = ("unshare", "--mount", "sh", "-euc", OVERLAY_SCRIPT, "sh", ":".join(names), *words, "--")
+    links = [*zip(names, layers, strict=True), *((name, folder) for name, (_, folder) in bound.items())]
+    _assemble(_Source(prefix, "root", tuple(links)), disk, spec)
 
 
 def export_boot_files(tree: Path, out: Path) -> tuple[Path, Path]:
