@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builder.core.errors import Problem
+from builder.target.components import containerd_version
 from builder.target.definitions import KubernetesDefinition, OsDefinition
 from builder.target.options import Options
 from builder.target.version import KubernetesVersion, component_key, parse_version
@@ -18,25 +19,12 @@ class Findings:
     warned: tuple[Problem, ...] = ()
 
 
-def containerd_version(options: Options, system: OsDefinition, series: KubernetesDefinition) -> str:
-    """Return the containerd version a build will have: `v2.1.4`, or empty when only the package source knows it."""
-    asked = options.containerd.version
-    if asked:
-        return asked if asked.startswith("v") else f"v{asked}"
-    if options.containerd.source == "packages":
-        packaged = system.about.packaged.get("containerd", "")
-        return f"v{packaged}" if packaged else ""
-    return series.about.containerd.default
-
-
 def check_compatibility(
     options: Options, system: OsDefinition, series: KubernetesDefinition, version: KubernetesVersion
 ) -> Findings:
     """Hold a build's components against the facts of its Kubernetes series. Pure."""
     refused = [*_without_effect(options)]
-    if series.about.crictl_required and options.crictl.source == "none":
-        what = f"rule crictl-required: kubeadm {series.name} needs crictl"
-        refused.append(Problem(what, "crictl.source", "--set crictl.source=url"))
+    refused += _crictl(options, series)
     containerd = _containerd(options, system, series)
     warned = _self_built(series, version) if options.kubernetes.source == "module" else []
     return Findings((*refused, *containerd.refused), (*containerd.warned, *warned))
@@ -50,6 +38,16 @@ def _without_effect(options: Options) -> list[Problem]:
             what = f"rule version-of-source: {name}.source {asked.source} decides the version, not {name}.version"
             problems.append(Problem(what, f"{name}.version", f"--set {name}.source=url, or leave the version out"))
     return problems
+
+
+def _crictl(options: Options, series: KubernetesDefinition) -> list[Problem]:
+    if series.about.crictl_required and options.crictl.source == "none":
+        what = f"rule crictl-required: kubeadm {series.name} needs crictl"
+        return [Problem(what, "crictl.source", "--set crictl.source=url")]
+    if options.crictl.source == "packages" and options.kubernetes.source != "packages":
+        what = "rule crictl-packages: the package cri-tools is in the Kubernetes repository, which is not used"
+        return [Problem(what, "crictl.source", "--set crictl.source=url, or --set kubernetes.source=packages")]
+    return []
 
 
 def _containerd(options: Options, system: OsDefinition, series: KubernetesDefinition) -> Findings:

@@ -20,10 +20,10 @@ class KubernetesOptions(Value):
 
     source: Literal["packages", "url", "module"] = content(
         "packages",
-        "packages: a deb/rpm repository; url: a folder or base URL with binaries and .sha256 files; "
+        "packages: a deb repository; url: a folder or base URL with binaries and .sha256 files; "
         "module: compiled from the Go module k8s.io/kubernetes",
     )
-    repository: Location = content(
+    repository: str = content(
         "https://pkgs.k8s.io/core:/stable:/{series}/deb/", "package repository; {series} becomes v1.34"
     )
     repository_key: Location = content(
