@@ -164,7 +164,8 @@ class StageFolder:
 
 
 @cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """Return the templates of HCL and scripts; an unknown name in one of them is an error."""
     # HCL is not HTML, and what goes in are words from this module.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(share("templates") / "packer"),
@@ -177,7 +178,7 @@ def _templates() -> jinja2.Environment:
 
 
 def _hcl(name: str, **words: Any) -> bytes:
-    return _templates().get_template(f"{name}.pkr.hcl.j2").render(**words).encode()
+    return templates().get_template(f"{name}.pkr.hcl.j2").render(**words).encode()
 
 
 def _json(value: Any) -> bytes:

@@ -28,7 +28,7 @@ class QemuProvider:
 
     def preflight(self, settings: Value) -> list[Problem]:
         """Return what this machine lacks for the lane that is asked for, all at once."""
-        settings = Settings.model_validate(settings.model_dump())
+        assert isinstance(settings, Settings)
         if settings.lane == "tree":
             problems = [*tree_problems(os.geteuid()), *missing_tools([*BUILD_TOOLS, *TREE_TOOLS], "qemu.lane tree")]
         else:
@@ -38,7 +38,9 @@ class QemuProvider:
 
     def local_route(self, settings: Value, facts: Value) -> LocalRoute:
         """Return how this site builds an image of an OS with QEMU."""
-        return local_route(Settings.model_validate(settings.model_dump()), OsFacts.model_validate(facts.model_dump()))
+        assert isinstance(settings, Settings)
+        assert isinstance(facts, OsFacts)
+        return local_route(settings, facts)
 
 
 def tree_problems(user: int) -> list[Problem]:
