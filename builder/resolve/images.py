@@ -15,10 +15,13 @@ from builder.model.lock import Input
 from builder.resolve.archive import ArchiveImage, full_name, read_archive
 from builder.resolve.golang import Runner
 from builder.resolve.gomodule import module_facts
+from builder.resolve.request import ResolveRequest
 
 DEFAULT_REGISTRY = "registry.k8s.io"
 INSPECT_SECONDS = 120
 PARALLEL = 4
+FROM_ARCHIVE = "archive"
+FROM_MODULE = "module"
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".oci", ".tar.xz", ".tar.bz2")
 
 
@@ -100,12 +103,49 @@ def module_source(name: str) -> ModuleSource:
     return ModuleSource(image, facts.component, version)
 
 
-def resolve_images(request: ImageRequest, runner: Runner = run) -> tuple[Input, ...]:
-    """Return one lock entry for each image that will be in the node's store, sorted by name.
+def image_request(request: ResolveRequest) -> ImageRequest:
+    """Return the images of a selection: what kubeadm needs, by the tags of its series, and the user's own."""
+    options, components = request.options.images, request.components
+    tags = ImageTags(components.etcd, components.coredns, components.pause)
+    return ImageRequest(
+        source=options.source,
+        required=() if options.source == "none" else required_images(str(request.version), tags, options.registry),
+        extra=options.extra,
+        archives=options.archives,
+        extra_archives=options.extra_archives,
+        arch=request.target.arch,
+    )
 
-    Entries of kind `image` have the digest of their manifest (registry) or, compiled ones, the module in
-    `revision`, whose pin is an entry of its own; entries of kind `archive` have the sha256 of their file. Every
-    image that cannot be had is named in one PreflightError; a name that two inputs give is an error as well.
+
+def image_inputs(request: ResolveRequest) -> list[Input]:
+    """Return the lock entries of all images of a selection, and of the Go modules that only images come from.
+
+    Raises PreflightError like `resolve_images`.
+    """
+    asked = image_request(request)
+    images = resolve_images(asked)
+    versions = {made.component: made.version for made in (compiled_from(entry) for entry in images) if made}
+    if request.options.kubernetes.source == "module":
+        versions.pop("kubernetes", None)
+    return [*images, *(request.module(name, version) for name, version in sorted(versions.items()))]
+
+
+def origin_of(entry: Input) -> str:
+    """Return where a lock entry of kind `image` comes from: `archive`, `module`, or "" for a registry."""
+    return (entry.revision or "").partition(" ")[0]
+
+
+def compiled_from(entry: Input) -> ModuleSource | None:
+    """Return from what a lock entry of kind `image` is compiled, or None for any other."""
+    return module_source(entry.name) if entry.kind == "image" and origin_of(entry) == FROM_MODULE else None
+
+
+def resolve_images(request: ImageRequest, runner: Runner = run) -> tuple[Input, ...]:
+    """Return one lock entry (kind `image`) for each image that will be in the node's store, sorted by name.
+
+    From a registry: `digest` is the manifest's. From an archive: `digest` is the file's and `revision` is
+    `archive <digest of the image>`. Compiled: `revision` is `module <component> <version>`, whose pin is an entry
+    of its own. Every image that cannot be had is named in one PreflightError.
     """
     problems: list[Problem] = []
     found: dict[str, Input] = {}
@@ -131,7 +171,7 @@ def resolve_images(request: ImageRequest, runner: Runner = run) -> tuple[Input, 
 
 
 def locate_archives(request: ImageRequest, inputs: Iterable[Input]) -> Mapping[Path, tuple[str, ...]]:
-    """Return {archive: names wanted from it} for lock entries of kind `archive`, found by name in the folders.
+    """Return {archive: names wanted from it} for the lock entries that come from archives, found by their sha256.
 
     Raises PreflightError when a file is no longer what the lock says.
     """
@@ -140,7 +180,7 @@ def locate_archives(request: ImageRequest, inputs: Iterable[Input]) -> Mapping[P
     digests = {file: f"sha256:{sha256_file(file)}" for file in files if file.is_file()}
     found: dict[Path, list[str]] = {}
     for entry in inputs:
-        if entry.kind != "archive":
+        if entry.kind != "image" or origin_of(entry) != FROM_ARCHIVE:
             continue
         file = next((path for path, digest in digests.items() if digest == entry.digest), None)
         if file is None:
@@ -190,7 +230,11 @@ def _take_archives(files: Iterable[Path], found: dict[str, Input], problems: lis
             elif image.name not in owner:
                 owner[image.name] = (file, image)
                 found[image.name] = Input(
-                    name=image.name, kind="archive", version=tag_of(image.name), revision=image.digest, digest=digest
+                    name=image.name,
+                    kind="image",
+                    version=tag_of(image.name),
+                    revision=f"{FROM_ARCHIVE} {image.digest}",
+                    digest=digest,
                 )
 
 
@@ -203,7 +247,9 @@ def _lacking(request: ImageRequest, names: Sequence[str]) -> list[Problem]:
 
 def _compiled(name: str) -> Input:
     made = module_source(name)
-    return Input(name=name, kind="image", version=tag_of(name), revision=f"module {made.component} {made.version}")
+    return Input(
+        name=name, kind="image", version=tag_of(name), revision=f"{FROM_MODULE} {made.component} {made.version}"
+    )
 
 
 def _from_registry(names: Sequence[str], arch: str, problems: list[Problem], runner: Runner) -> Mapping[str, Input]:
