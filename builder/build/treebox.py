@@ -13,7 +13,8 @@ from builder.core.paths import share
 from builder.core.run import which
 
 CONTAINERD = "var/lib/containerd"
-POLICY = "usr/sbin/policy-rc.d"
+# Files that the box shows its own ones at; where the tree has none, an empty one stays behind.
+MOUNT_POINTS = ("usr/sbin/policy-rc.d", "etc/resolv.conf")
 VM_LANE = "build in a virtual machine instead: --set qemu.lane=vm"
 TOOLS = {"unshare": "util-linux", "setpriv": "util-linux", "ssh-keygen": "openssh-client", "chroot": "coreutils"}
 # Separators of overlayfs mount options. https://docs.kernel.org/filesystems/overlayfs.html
@@ -107,9 +108,10 @@ def treebox_command(box: TreeBox) -> list[str]:
 
 def finish_tree(box: TreeBox) -> Layers:
     """Remove what the box itself left in a tree whose box has ended; return the layers that a disk is made from."""
-    policy = box.upper / POLICY
-    if policy.is_file() and policy.stat().st_size == 0:  # the mount point of our own policy-rc.d
-        policy.unlink()
+    for name in MOUNT_POINTS:
+        path = box.upper / name
+        if path.is_file() and not path.is_symlink() and path.stat().st_size == 0:
+            path.unlink()
     shutil.rmtree(box.folder / "work", ignore_errors=True)
     used = box.containerd_store and any(box.store.iterdir())
     return Layers(box.lowers, box.upper, {CONTAINERD: box.store} if used else {})

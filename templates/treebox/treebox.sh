@@ -27,13 +27,19 @@ device_nodes() {
     ln -s /proc/self/fd/2 "$merged/dev/stderr"
 }
 
-# The network is the host's: its name servers, whether the tree's file is a link into /run or a file.
-name_servers() {
-    mkdir -p "$merged/run/systemd/resolve"
-    cp /etc/resolv.conf "$merged/run/systemd/resolve/stub-resolv.conf"
-    if [ ! -L "$merged/etc/resolv.conf" ] && [ -f "$merged/etc/resolv.conf" ]; then
-        mount --bind "$merged/run/systemd/resolve/stub-resolv.conf" "$merged/etc/resolv.conf"
+# Shows a file in place of one of the tree; one that was not there stays as an empty file, which the caller removes.
+show_file() {
+    if [ ! -e "$2" ]; then
+        mkdir -p "${2%/*}"
+        : >"$2"
     fi
+    mount --bind "$1" "$2"
+}
+
+# The network is the host's, so are its name servers. In the tree their file is often a link into /run.
+name_servers() {
+    cp /etc/resolv.conf "$merged/run/build-image/resolv.conf"
+    show_file "$merged/run/build-image/resolv.conf" "$merged$(chroot "$merged" realpath -m /etc/resolv.conf)"
 }
 
 # Exit code 101 tells maintainer scripts that a service must not be started.
@@ -41,8 +47,7 @@ name_servers() {
 no_services() {
     printf '#!/bin/sh\nexit 101\n' >"$merged/run/build-image/policy-rc.d"
     chmod 755 "$merged/run/build-image/policy-rc.d"
-    [ -e "$merged/usr/sbin/policy-rc.d" ] || : >"$merged/usr/sbin/policy-rc.d"
-    mount --bind "$merged/run/build-image/policy-rc.d" "$merged/usr/sbin/policy-rc.d"
+    show_file "$merged/run/build-image/policy-rc.d" "$merged/usr/sbin/policy-rc.d"
 }
 
 read_only_bind() {
