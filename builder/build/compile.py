@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import shutil
 import tempfile
@@ -106,12 +107,13 @@ def packer_binary(go: Go, note: Note, log: Path | None = None) -> Path:
     pin = pinned("packer")
     if pin is None:
         raise BuildError("the pin of Packer is missing", str(paths.share("tools")))
-    return compile_module(compilation(pin, go, host_arch(go)), note, log=log) / "packer"
+    return compile_module(compilation(pin, go, host_arch()), note, log=log) / "packer"
 
 
-def host_arch(go: Go, runner: Runner = run) -> str:
+def host_arch() -> str:
     """Return the architecture of this machine in Go's words: amd64, arm64."""
-    return runner([go.path, "env", "GOHOSTARCH"], Spec(env={"GOTOOLCHAIN": "local"}, timeout=60)).stdout.strip()
+    machine = platform.machine()
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine)
 
 
 def executable_name(package: str) -> str:
