@@ -18,6 +18,9 @@ TIMEOUT_SECONDS = 20.0
 BUSY = frozenset([408, 425, 429, 500, 502, 503, 504])
 PROXY_HINT = "is this machine online? proxies are taken from http_proxy, https_proxy and no_proxy"
 
+# Without this, every retry is a line of structlog on stdout, which belongs to the data that a command prints.
+stamina.instrumentation.set_on_retry_hooks([])
+
 
 class NotThere(PreflightError):
     """The server, or the file system, answered that there is no such file."""

@@ -228,7 +228,7 @@ class _Cascade:
         for length in range(len(path), 0, -1):
             setting = self.settings.get(tuple(str(part) for part in path[:length]))
             if setting is not None:
-                return setting.where
+                return setting.where + "".join(f".{part}" for part in path[length:])
         return ".".join(str(part) for part in path)
 
 

@@ -96,7 +96,7 @@ def _not_text(value: Any, text: str | None, where: str) -> Problem:
 
 
 def _shown(value: Any, text: str | None) -> str:
-    if isinstance(value, Mapping | list | tuple):
+    if value is None or isinstance(value, Mapping | list | tuple):
         return "the value"
     return repr(value) if isinstance(value, str) else (text if text is not None else json.dumps(value))
 

@@ -150,7 +150,7 @@ class _Walk:
                 self.problems.append(Problem(what, self.place(key), hint))
                 continue
             first[word] = line
-            self.lines[(*path, word)] = line
+            self.lines.setdefault((*path, word), line)
             self.visit(value, (*path, word), inside)
         for base in merged:
             self.visit(base, path, inside)
