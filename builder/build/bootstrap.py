@@ -267,9 +267,10 @@ def _bootstrap(spec: BootstrapSpec, sources: str, target: Path, note: Note, log:
         hooks = Path(folder)
         _write_hooks(spec, hooks)
         run(
-            mmdebstrap_command(spec, target, hooks, _host_apt_options()),
+            mmdebstrap_command(spec, target, hooks, host_apt_options()),
             Spec(
                 input=sources,
+                env={"INITRD": "No"},  # see customize.sh
                 log=log,
                 on_line=lambda line: note(line[3:]) if line.startswith("I: ") else None,
                 what=f"bootstrap of {spec.distribution} {spec.suite}",
@@ -303,7 +304,8 @@ def _write_hooks(spec: BootstrapSpec, hooks: Path) -> None:
         path.chmod(0o755 if path.is_dir() or path.suffix == ".sh" else 0o644)
 
 
-def _host_apt_options() -> tuple[str, ...]:
+def host_apt_options() -> tuple[str, ...]:
+    """Return how this host's apt reaches its mirror, as lines of an apt configuration."""
     if which("apt-config") is None:
         return ()
     lines = run(["apt-config", "dump"], Spec(check=False)).stdout.splitlines()

@@ -15,8 +15,8 @@ from builder.model.lock import Lock
 from builder.plan.fingerprint import Ingredients, file_digests
 from builder.target.options import Options
 
-PREINSTALLED = ("suite", "disk", "iso")
-"""The kinds of inputs that a base is made from; the others belong to Kubernetes."""
+BASE = "base"
+"""The input that a base is made from; the others belong to Kubernetes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,6 @@ class Facts:
     containerd_config: int
     pause_image: str
     images: tuple[str, ...]
-    images_mode: str
     repository_url: str = ""
     repository_key: str = ""
 
@@ -52,7 +51,10 @@ def base_vars(lock: Lock, options: Options, facts: Facts) -> dict[str, Any]:
 
 
 def node_vars(lock: Lock, options: Options, facts: Facts) -> dict[str, Any]:
-    """Return the Ansible variables of the node stage; a user's own variables win."""
+    """Return the Ansible variables of the node stage; a user's own variables win.
+
+    How images come in (`images_mode`) is known when the caches were looked at, and is added there.
+    """
     packages = {entry.name: entry.revision or entry.version for entry in lock.of("package")}
     crictl = lock.find("package", "cri-tools") or lock.find("binary", "crictl")
     crictl_source = "none" if crictl is None else "packages" if crictl.kind == "package" else "url"
@@ -68,7 +70,6 @@ def node_vars(lock: Lock, options: Options, facts: Facts) -> dict[str, Any]:
         "cni_source": options.cni.source,
         "cni_version": options.cni.version,
         "crictl_source": crictl_source,
-        "images_mode": facts.images_mode,
         "images_expected": sorted(facts.images),
         **options.build.extra_vars,
     }
@@ -96,7 +97,7 @@ def recipe(content: Content, inputs: Any, tools: Mapping[str, str], parent: str 
 
 def base_inputs(lock: Lock) -> Any:
     """Return the part of a lock that a base is made from, as JSON: the same for every Kubernetes version."""
-    kept = [entry.model_dump(mode="json") for entry in lock.inputs if entry.kind in PREINSTALLED]
+    kept = [entry.model_dump(mode="json") for entry in lock.inputs if entry.name == BASE]
     return {"os": lock.target.os, "infra": lock.target.infra, "arch": lock.target.arch, "inputs": kept}
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from builder.build.compile import Compilation, compilation, compile_module, host_arch
+from builder.build.compile import Compilation, compilation, compile_module, find_compiled, host_arch
 from builder.build.fetch import Fetcher, unpack
 from builder.build.imageroot import ImageRoot, RootSpec, image_root
 from builder.build.imageset import ImageParts, image_commands, needs_root, write_images
@@ -112,6 +112,30 @@ def prepare_payload(spec: PayloadSpec, note: Note, runner: Runner = run) -> Payl
     record = json.loads((place / RECORD).read_text())
     names = tuple(full_name(entry.name) for entry in spec.image_inputs)
     return Payload(place, key, mode, names, record["files"])
+
+
+@dataclass(frozen=True, slots=True)
+class PayloadLook:
+    """What a look at the caches tells of a payload that was not prepared yet."""
+
+    images_mode: ImagesMode
+    ready: bool
+    why: str
+
+
+def look_at_payload(spec: PayloadSpec, runner: Runner = run) -> PayloadLook:
+    """Say how images will get into the node, and whether everything that takes long is in the cache. Makes nothing."""
+    maker = _Maker(spec, lambda _: None, runner)
+    cache = _folder(spec.cache / "payloads")
+    mode = _images_mode(spec, cache, maker.note, runner)
+    wanted = maker.compilations()
+    modules = spec.cache / "modules"
+    lacking = [item.pin for item in wanted if find_compiled(item, modules) is None]
+    if lacking:
+        names = ", ".join(f"{pin.component} {pin.version}" for pin in lacking)
+        return PayloadLook(mode, False, f"not compiled on this machine yet: {names}")
+    why = "everything that is compiled is in the cache" if wanted else "it is put together from downloads and packages"
+    return PayloadLook(mode, bool(wanted), why)
 
 
 def payload_disk(payload: Payload, out: Path, runner: Runner = run) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from builder.build.accelerator import Accelerator
 from builder.build.bootstrap import BootstrapSpec
 from builder.build.job import Companion, Dead, NotStarted, end_orphans, state_of
-from builder.build.packer import BuildSettings, Packer, build
+from builder.build.packer import BuildSettings, Packer, build, validate
 from builder.build.render import Content, Guest, StageFolder, StageInputs, Tree, render_stage
 from builder.build.runfolder import RunFolder
 from builder.core.paths import share
@@ -72,13 +72,9 @@ def stage_inputs(
 
 
 def render(site: Site, inputs: StageInputs) -> StageFolder:
-    """Write a stage folder with its rebuild.sh; Packer itself has looked at it when this returns."""
-    from builder.build.packer import validate
-    from builder.build.rebuild import write_rebuild
-
+    """Write a stage folder; Packer itself has looked at it when this returns."""
     folder = render_stage(inputs)
     validate(folder, site.packer)
-    write_rebuild(folder, inputs, site.packer)
     return folder
 
 

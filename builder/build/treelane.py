@@ -21,7 +21,8 @@ from builder.build.bootstrap import ensure_tree
 from builder.build.disk import DiskSpec, disk_from_overlay
 from builder.build.ingredients import Recipe
 from builder.build.job import Companion
-from builder.build.render import StageFolder, Tree, free_port
+from builder.build.rebuild import write_rebuild
+from builder.build.render import StageFolder, Tree, free_port, render_stage
 from builder.build.site import Site, begun, build_stage, render, stage_inputs
 from builder.build.treebox import TreeBox, finish_tree, treebox_command
 from builder.core.errors import PreflightError
@@ -70,6 +71,7 @@ def _build(
         port = free_port()
         render(site, stage_inputs(site, recipe.content, stage.path, Tree(port), payload))
         command = treebox_command(_box(stage, lowers, box, port, payload))
+        write_rebuild(stage, site.packer, command, box)
         companion = Companion(tuple(command), port, str(stage.path / "box.log"))
     build_stage(site, stage, recipe.content.stage, companion)
     finish_tree(_box(stage, lowers, box, 0, payload))
@@ -88,3 +90,11 @@ def clean_disk(site: Site, lowers: tuple[Path, ...], seed: str) -> Path:
         spec = DiskSpec(site.options.disk.size_gib * 1024, secure_boot=site.options.base.secure_boot, seed=seed)
         disk_from_overlay(layers.lowers, layers.upper, raw, spec, layers.binds)
     return raw
+
+
+def render_only(site: Site, recipe: Recipe) -> Path:
+    """Write the stage folder of a recipe below the run folder; its port is a guess, as nothing listens yet."""
+    folder = site.run.path / recipe.content.stage
+    return write_rebuild(
+        render_stage(stage_inputs(site, recipe.content, folder, Tree(free_port()))), site.packer
+    ).parent

@@ -19,7 +19,8 @@ from builder.build.bootstrap import ensure_tree
 from builder.build.convert import flatten, to_raw
 from builder.build.disk import DiskSpec, export_boot_files, extract_boot_files, make_disk
 from builder.build.ingredients import Recipe
-from builder.build.render import Guest, StageFolder
+from builder.build.rebuild import write_rebuild
+from builder.build.render import Guest, StageFolder, render_stage
 from builder.build.sanitize import sanitize
 from builder.build.site import Site, begun, build_stage, render, stage_inputs
 from builder.core.errors import BuildError
@@ -42,7 +43,7 @@ def make_base(site: Site, recipe: Recipe, wish: BaseWish, image: Path | None) ->
             tree_key = _start_disk(site, start, draft) if image is None else ""
             (draft / "tree.key").write_text(tree_key)
             guest = _guest(site, image or start, (draft / "vmlinuz", draft / "initrd.img"))
-            render(site, stage_inputs(site, recipe.content, place, guest))
+            write_rebuild(render(site, stage_inputs(site, recipe.content, place, guest)), site.packer)
         build_stage(site, stage, "base")
         return _store(bases, wish, stage, draft)
 
@@ -101,18 +102,19 @@ def _store(bases: Path, wish: BaseWish, stage: StageFolder, draft: Path) -> Base
     return store_base(bases, wish, draft, record)
 
 
-def build_node(site: Site, recipe: Recipe, base: Base | None, payload: Path | None) -> StageFolder:
+def build_node(site: Site, recipe: Recipe, base: Base | None, image: Path | None, payload: Path | None) -> StageFolder:
     """Build the node stage on a base, or both stages at once where `base` is None; the disk is an overlay."""
     stage = StageFolder(site.run.path / "node")
     if not begun(stage):
         if base is None:
             start = site.run.path / "start"
             start.mkdir(exist_ok=True)
-            _start_disk(site, start / "start.qcow2", start)
-            guest = _guest(site, start / "start.qcow2", (start / "vmlinuz", start / "initrd.img"))
+            if image is None:
+                _start_disk(site, start / "start.qcow2", start)
+            guest = _guest(site, image or start / "start.qcow2", (start / "vmlinuz", start / "initrd.img"))
         else:
             guest = _guest(site, base.disk, (base.kernel, base.initrd))
-        render(site, stage_inputs(site, recipe.content, stage.path, guest, payload))
+        write_rebuild(render(site, stage_inputs(site, recipe.content, stage.path, guest, payload)), site.packer)
     build_stage(site, stage, "node")
     return stage
 
@@ -123,3 +125,12 @@ def clean_disk(site: Site, stage: StageFolder) -> Path:
     if not raw.exists():
         sanitize(stage.disk, raw)
     return raw
+
+
+def render_only(site: Site, recipe: Recipe) -> Path:
+    """Write the stage folder of a recipe below the run folder; the disks and kernels it names are not made."""
+    folder = site.run.path / recipe.content.stage
+    source = site.run.path / ("start.qcow2" if recipe.content.stage != "node" else "base.qcow2")
+    guest = _guest(site, source, (source.with_name("vmlinuz"), source.with_name("initrd.img")))
+    payload = None if recipe.content.stage == "base" else site.run.path / "payload.img"
+    return write_rebuild(render_stage(stage_inputs(site, recipe.content, folder, guest, payload)), site.packer).parent

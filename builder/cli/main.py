@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from builder.cli.request import Request
 from builder.core.errors import BuildImageError, ConfigError, ExitCode, Problem
+from builder.target.request import Request
 
 # Every import of a command module happens inside the command: `--help` must not pay for pydantic, Rich or a cloud.
 app = typer.Typer(

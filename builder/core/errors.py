@@ -78,6 +78,13 @@ class Interrupted(BuildImageError):
     exit_code = ExitCode.INTERRUPTED
 
 
+def joined(errors: Sequence[BuildImageError]) -> BuildImageError:
+    """Return one error with the problems of several, each once; of the first class that is not ConfigError."""
+    problems = list(dict.fromkeys(problem for error in errors for problem in error.problems))
+    kinds = [type(error) for error in errors if not isinstance(error, ConfigError)]
+    return (kinds[0] if kinds else ConfigError)(problems)
+
+
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """Return a hint such as `did you mean 'debian-12'?`, or the list of what is known."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
