@@ -39,13 +39,23 @@ FIRMWARE_NAMES: dict[Firmware, tuple[tuple[str, str], ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class DirectBoot:
+    """A kernel and initramfs that QEMU starts itself, past firmware and boot loader, with a kernel command line."""
+
+    kernel: Path
+    initrd: Path
+    arguments: str = "root=LABEL=root ro console=ttyS0 quiet"
+
+
+@dataclass(frozen=True, slots=True)
 class GuestSpec:
     """How a disk is booted for a check.
 
     `disk` itself is never written: changes go to a temporary file that QEMU deletes, or, when `overlay` is given, to
     that qcow2, which is made if it is not there and can be booted again. `cpu` empty: host with KVM, qemu64 without
     (a fifth less work for TCG than `max`). `restricted`: no network but loopback and the forwarded ssh port; the
-    guest gets an address, but neither a route nor a name server. `timeout_s` bounds power-on to ssh.
+    guest gets an address, but neither a route nor a name server. `direct` skips the boot loader: for measurements only,
+    as it would hide one that is broken. `timeout_s` bounds power-on to ssh.
     """
 
     disk: Path
@@ -59,6 +69,7 @@ class GuestSpec:
     accelerator: Accelerator = "tcg"
     cpu: str = ""
     restricted: bool = False
+    direct: DirectBoot | None = None
     hostname: str = "node-a"
     user: str = "check"
     timeout_s: float = 900.0
@@ -101,6 +112,9 @@ def qemu_command(spec: GuestSpec, work: Path, port: int, firm: Firm | None) -> l
     command += ["-netdev", f"user,id=net,{restrict}hostfwd=tcp:127.0.0.1:{port}-:22"]
     # No option ROM: firmware that finds no system must not go on to network boot for minutes.
     command += ["-device", f"{spec.nic},netdev=net,romfile="]
+    if spec.direct:
+        command += ["-kernel", str(spec.direct.kernel), "-initrd", str(spec.direct.initrd)]
+        command += ["-append", spec.direct.arguments]
     return command + (_pflash(spec, work, firm) if firm else [])
 
 

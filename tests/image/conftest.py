@@ -12,8 +12,8 @@ import pytest
 
 from builder.build import accelerator
 from builder.build.packer import find_packer
+from builder.build.planning import compiled_packer
 from builder.check.machine import DiskFormat, GuestSpec
-from builder.core.paths import cache_home
 from builder.model.artifact import Manifest
 
 VARIABLE = "BUILD_IMAGE_TEST_IMAGE"
@@ -91,9 +91,3 @@ def packer() -> Path:
     if found is None:
         pytest.fail("no Packer on PATH, and none was compiled by an earlier build", pytrace=False)
     return found.path
-
-
-def compiled_packer() -> Path | None:
-    """Return the newest Packer that a build compiled, if there is one."""
-    made = sorted((cache_home() / "modules").glob("*/packer"), key=lambda path: path.stat().st_mtime)
-    return made[-1] if made else None

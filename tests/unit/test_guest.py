@@ -11,6 +11,7 @@ import pytest
 from builder.check.guest import console_tail, ssh_options
 from builder.check.machine import (
     BUS_DEVICES,
+    DirectBoot,
     Firm,
     Firmware,
     GuestSpec,
@@ -89,6 +90,16 @@ def test_uefi_shares_its_code_and_owns_its_variables() -> None:
         "if=pflash,format=raw,readonly=on,file=/fw/code.fd",
         "if=pflash,format=raw,file=/work/vars.fd",
     ]
+
+
+def test_a_direct_boot_brings_its_own_kernel() -> None:
+    command = command_of(direct=DirectBoot(Path("/k"), Path("/i"), "root=LABEL=root"))
+    assert [values(command, option) for option in ("-kernel", "-initrd", "-append")] == [
+        ["/k"],
+        ["/i"],
+        ["root=LABEL=root"],
+    ]
+    assert "-kernel" not in command_of()
 
 
 def test_secure_boot_protects_the_variables() -> None:
