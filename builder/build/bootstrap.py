@@ -50,6 +50,7 @@ HOST_APT_OPTIONS = (
     "Acquire::Check-Date",
 )
 
+TIMEOUT = httpx2.Timeout(15, connect=5)
 Note = Callable[[str], None]
 
 
@@ -198,10 +199,17 @@ def _scripts() -> dict[str, str]:
 
 def _release_digest(sources: Iterable[Source], suite: str) -> str:
     """Return the sha256 of the suite's Release file, or "" when no mirror answers."""
+    proxies = _host_proxies()
+    silent: set[str] = set()
     for url in release_urls(sources, suite):
+        mirror = url.rpartition("/dists/")[0]
+        if mirror in silent:
+            continue
         try:
-            answer = httpx2.get(url, timeout=15, follow_redirects=True)
+            proxy = proxies.get(url.partition("://")[0])
+            answer = httpx2.get(url, timeout=TIMEOUT, follow_redirects=True, proxy=proxy)
         except httpx2.HTTPError:
+            silent.add(mirror)
             continue
         if answer.is_success:
             return sha256_bytes(answer.content)
@@ -272,13 +280,18 @@ def _bootstrap(spec: BootstrapSpec, sources: str, target: Path, note: Note, log:
                 input=sources,
                 env={"INITRD": "No"},  # see customize.sh
                 log=log,
-                on_line=lambda line: note(line[3:]) if line.startswith("I: ") else None,
+                on_line=lambda line: _tell(line, note),
                 what=f"bootstrap of {spec.distribution} {spec.suite}",
                 hint=_hint(spec),
             ),
         )
     if not target.exists():
         raise BuildError("mmdebstrap ended without a tree", str(target))
+
+
+def _tell(line: str, note: Note) -> None:
+    if line.startswith("I: ") and "-hook" not in line:
+        note(line.removeprefix("I: "))
 
 
 def mmdebstrap_command(spec: BootstrapSpec, target: Path, hooks: Path, apt_options: Sequence[str]) -> list[str]:
@@ -310,6 +323,13 @@ def host_apt_options() -> tuple[str, ...]:
         return ()
     lines = run(["apt-config", "dump"], Spec(check=False)).stdout.splitlines()
     return tuple(line.rstrip(";") for line in lines if line.split(" ")[0] in HOST_APT_OPTIONS and '""' not in line)
+
+
+def _host_proxies() -> dict[str, str]:
+    """Return {scheme: address} of the proxies that this host's apt uses."""
+    pairs = (option.partition(" ")[::2] for option in host_apt_options())
+    named = {name.split("::")[1]: value.strip('"') for name, value in pairs if name.endswith("::Proxy")}
+    return {scheme: address for scheme, address in named.items() if address != "DIRECT"}
 
 
 def _hint(spec: BootstrapSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -134,14 +135,12 @@ def run(argv: Sequence[str | Path], spec: Spec | None = None) -> Completed:
     try:
         returncode = process.wait(spec.timeout)
     except subprocess.TimeoutExpired:
-        stop_group(process.pid)
-        process.wait()
+        _end(process)
         raise BuildError(
             f"{spec.what or words[0]} did not end within {spec.timeout:.0f} s\n{sink.tail_text()}", hint=spec.hint
         ) from None
     except BaseException:
-        stop_group(process.pid)
-        process.wait()
+        _end(process)
         raise
     finally:
         for reader in readers:
@@ -210,6 +209,15 @@ def stop_group(group: int, signal_number: int = signal.SIGKILL) -> None:
         os.killpg(group, signal_number)
     except (ProcessLookupError, PermissionError):
         return
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its children: asked first, so that they remove what they made; killed after five seconds."""
+    stop_group(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    stop_group(process.pid)
+    process.wait()
 
 
 def _resolve(words: tuple[str, ...]) -> list[str]:

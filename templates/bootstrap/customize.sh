@@ -8,6 +8,11 @@ rm -f "$root/etc/apt/apt.conf.d/99mmdebstrap" "$root/etc/resolv.conf"
 cp -R --no-preserve=ownership "$2/customize/." "$root/"
 mkdir -p "$root/boot/efi" "$root/boot/grub"
 
+# The bootstrap runs with INITRD=No, or packages would make the initramfs twice, the first time half configured.
+if [ -x "$root/usr/sbin/update-initramfs" ] && ls "$root"/boot/vmlinuz-* >/dev/null 2>&1; then
+    chroot "$root" update-initramfs -c -k all
+fi
+
 # Every machine gets its own identity at its first boot (machine-id(5): an empty file, not a missing one).
 : >"$root/etc/machine-id"
 rm -f "$root/var/lib/dbus/machine-id" "$root"/etc/ssh/ssh_host_*

@@ -131,12 +131,17 @@ def test_a_disk_is_made_from_overlay_layers(tree: Path, tmp_path: Path) -> None:
     (upper / "etc/hostname").write_text("changed\n")
     (upper / "etc/new").write_text("new\n")
     os.mknod(upper / "srv", 0o020000, os.makedev(0, 0))  # a whiteout: /srv was deleted
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    (bound / "inside").write_text("bound\n")
+    (tree / "var/store").mkdir(parents=True)
     made = tmp_path / "disk.raw"
-    disk_from_overlay([tree], upper, made, DiskSpec(512))
+    disk_from_overlay([tree], upper, made, DiskSpec(512), {"/var/store": bound})
     fsck(made)
     assert read(made, "/etc/hostname").endswith("changed\n")
     assert root_of(made).resolve("/etc/new") == "/etc/new"
     assert root_of(made).resolve("/srv") is None
+    assert read(made, "/var/store/inside").endswith("bound\n")
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 

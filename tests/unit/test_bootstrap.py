@@ -220,11 +220,15 @@ class Mirror:
         self.release: bytes | None = b"release 1"
         self.made = 0
         self.fails = False
+        self.apt_options: tuple[str, ...] = ()
+        self.proxies: set[str | None] = set()
         monkeypatch.setattr(httpx2, "get", self.get)
         monkeypatch.setattr(bootstrap, "_bootstrap", self.bootstrap)
         monkeypatch.setattr(bootstrap, "host_sources", lambda *_: ())
+        monkeypatch.setattr(bootstrap, "host_apt_options", lambda: self.apt_options)
 
-    def get(self, url: str, **_: Any) -> httpx2.Response:
+    def get(self, url: str, **how: Any) -> httpx2.Response:
+        self.proxies.add(how["proxy"])
         if self.release is None:
             raise httpx2.ConnectError("no route")
         return httpx2.Response(200 if url.endswith("/InRelease") else 404, content=self.release)
@@ -329,3 +333,20 @@ def test_what_a_rootless_bootstrap_lacks_is_said(tmp_path: Path, monkeypatch: py
     assert len(rootless_problems(file)) == 2
     file.write_text("bob:1:2\nann:100000:65536\n")
     assert [problem.hint for problem in rootless_problems(file)] == ["apt install uidmap"]
+
+
+@pytest.mark.parametrize(
+    ("option", "proxy"),
+    [
+        ('Acquire::http::Proxy "http://proxy:3128"', "http://proxy:3128"),
+        ('Acquire::http::Proxy "DIRECT"', None),
+        ('Acquire::https::Proxy "http://proxy:3128"', None),
+        ('Acquire::Check-Date "false"', None),
+    ],
+)
+def test_the_mirror_is_asked_through_the_proxy_of_the_hosts_apt(
+    tmp_path: Path, mirror: Mirror, option: str, proxy: str | None
+) -> None:
+    mirror.apt_options = (option,)
+    find_tree(SPEC, tmp_path)
+    assert mirror.proxies == {proxy}
