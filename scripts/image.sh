@@ -4,6 +4,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
-job=(build-image --os debian-12 --k8s v1.34.3 --infra qemu --config examples/modules.yaml --output out "$@")
+job=(build-image --os debian-12 --k8s v1.34.3 --infra qemu --config examples/modules.yaml "$@")
 printf '+ %s\n' "${job[*]}" >&2
 exec "${job[@]}"

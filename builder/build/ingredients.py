@@ -13,6 +13,7 @@ from builder.core.digest import sha256_value, tree_digests
 from builder.core.paths import share
 from builder.model.lock import Lock
 from builder.plan.fingerprint import Ingredients, file_digests
+from builder.resolve.kubernetes import package_versions
 from builder.target.options import Options
 
 BASE = "base"
@@ -55,13 +56,12 @@ def node_vars(lock: Lock, options: Options, facts: Facts) -> dict[str, Any]:
 
     How images come in (`images_mode`) is known when the caches were looked at, and is added there.
     """
-    packages = {entry.name: entry.revision or entry.version for entry in lock.of("package")}
-    crictl = lock.find("package", "cri-tools") or lock.find("binary", "crictl")
+    crictl = lock.find("package", "cri-tools") or lock.find("archive", "crictl")
     crictl_source = "none" if crictl is None else "packages" if crictl.kind == "package" else "url"
     return base_vars(lock, options, facts) | {
         "kubernetes_version": lock.target.kubernetes,
         "kubernetes_source": options.kubernetes.source,
-        "kubernetes_package_versions": packages,
+        "kubernetes_package_versions": package_versions(lock),
         "kubernetes_repository": {"url": facts.repository_url, "key": facts.repository_key},
         "containerd_source": options.containerd.source,
         "containerd_version": facts.containerd_version,

@@ -42,7 +42,7 @@ class Image:
 def find_image(named: str) -> Image:
     """Return the image that a folder (as `make image` leaves it) or a path of a disk means."""
     path = Path(named).absolute()
-    disks = sorted(path.glob("*.qcow2")) if path.is_dir() else [path]
+    disks = sorted([*path.glob("*.qcow2"), *path.glob("*/*.qcow2")]) if path.is_dir() else [path]
     if not named or len(disks) != 1 or disks[0].suffix not in FORMATS or not disks[0].exists():
         pytest.fail(
             f"{VARIABLE}={named!r} names no image: 'make image' leaves one in out/; give that folder or one disk",
