@@ -97,10 +97,19 @@ class Guest:
         """Run a command that must not fail; return what it printed, without blanks around it."""
         return self.run(command, root=root).stdout.strip()
 
-    def login_as(self, user: str, key: Path | None = None) -> Completed:
-        """Try to log in as any user, with any private key; a refusal is a return code of 255, not an error."""
-        fresh = ["-o", "ControlPath=none"]
-        return self._call([*self._login(user, key, fresh), "true"], 120.0, f"login as {user}")
+    def accepts_key(self, user: str, public_key: str) -> bool:
+        """Say whether the ssh server would let a user in with a key, of which only the public half is at hand.
+
+        A client may ask before it signs; only for a key that would do the server says so. RFC 4252, section 7.
+        """
+        asked = self.work / "asked.pub"
+        asked.touch(mode=0o600)
+        asked.write_text(f"{public_key.strip()}\n")
+        words = self._login(user, asked, ["-o", "ControlPath=none", "-o", "LogLevel=DEBUG1"])
+        said = self._call([*words, "true"], 120.0, f"asking for a key of {user}").tail
+        if not any("Offering public key" in line for line in said):
+            raise self._error(f"ssh did not offer the key to {user}", said)
+        return any("Server accepts key" in line for line in said)
 
     def copy_in(self, sources: Sequence[Path], folder: str, timeout: float = 900.0) -> None:
         """Copy files and folders of the host into a folder of the guest that the test user may write."""
