@@ -19,8 +19,9 @@ from builder.target.yamlfile import KeyPath, YamlFile
 V = TypeVar("V", bound=Value)
 OptionPath = tuple[str, ...]
 ENVIRONMENT_PREFIX = "BUILD_IMAGE_"
-# Set for other purposes: the state folder, and what the Ansible wrapper is told by its caller.
-OTHER_VARIABLES = frozenset(f"{ENVIRONMENT_PREFIX}{name}" for name in ("STATE", "EVENTS", "STAGE", "SECRETS"))
+# Set for other purposes: the state folder, which Packer, and what a job and the Ansible wrapper are told by us.
+OTHER_NAMES = ("STATE", "PACKER", "JOB", "EVENTS", "STAGE", "SECRETS", "TEST_IMAGE")
+OTHER_VARIABLES = frozenset(ENVIRONMENT_PREFIX + name for name in OTHER_NAMES)
 TARGET_WORDS = ("os", "k8s", "infra")
 LATER_WORDS = ("destinations", "vcenters", "aws", "azure", "vsphere")
 
@@ -218,7 +219,7 @@ class _Cascade:
             return did_you_mean(path[-1], self._below(path[:-1]))
         words = [".".join(known) for known in self.known]
         tops = sorted({known[0] for known in self.known})
-        return did_you_mean(path[0], tops) if len(path) == 1 else did_you_mean(".".join(path), words)
+        return did_you_mean(path[0], [*tops, *words]) if len(path) == 1 else did_you_mean(".".join(path), words)
 
     def _below(self, path: OptionPath) -> list[str]:
         size = len(path)

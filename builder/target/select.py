@@ -63,6 +63,7 @@ class Selection:
     series: KubernetesDefinition
     definitions: Definitions
     resolved: Resolved
+    words: Mapping[str, Origin]
     warnings: tuple[Problem, ...] = ()
 
     @property
@@ -113,12 +114,14 @@ def select(ask: Ask, models: Models) -> Selection:
     if problems or not (definitions and resolved and chosen.version and chosen.system and chosen.series):
         raise ConfigError(problems)
     target = Target(os=chosen.system.name, kubernetes=str(chosen.version), infra=chosen.infra)
-    return Selection(target, chosen.version, chosen.system, chosen.series, definitions, resolved, warnings)
+    origins = {name: Origin(word.layer, word.where, word.text) for name, word in (words or {}).items()}
+    return Selection(target, chosen.version, chosen.system, chosen.series, definitions, resolved, origins, warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Word:
     text: str
+    layer: str
     where: str
 
 
@@ -158,11 +161,12 @@ def _target_words(ask: Ask, site: YamlFile) -> dict[str, _Word]:
     found = {}
     for name in TARGET_WORDS:
         variable = ENVIRONMENT_PREFIX + name.upper()
-        text = typed[name] or ask.environment.get(variable, "") or getattr(written, name)
-        where = f"--{name}"
-        if not typed[name]:
-            where = variable if ask.environment.get(variable) else site.where((name,)) if name in data else where
-        found[name] = _Word(text, where)
+        if not typed[name] and ask.environment.get(variable):
+            found[name] = _Word(ask.environment[variable], "environment", variable)
+        elif not typed[name] and name in data:
+            found[name] = _Word(getattr(written, name), "site file", site.where((name,)))
+        else:
+            found[name] = _Word(typed[name], "command line", f"--{name}")
     return found
 
 
@@ -210,6 +214,5 @@ def _definition_layers(chosen: _Chosen) -> Sequence[Layer]:
 
 def selection_rows(selection: Selection) -> list[tuple[str, object, str]]:
     """Return (path, value, origin) of the target's words and of every setting: what --show prints."""
-    target = selection.target
-    words = [("os", target.os), ("k8s", target.kubernetes), ("infra", target.infra)]
-    return [*((name, value, str(Origin("target", "", value))) for name, value in words), *selection.resolved.rows()]
+    words = [(name, origin.value, str(origin)) for name, origin in selection.words.items()]
+    return [*words, *selection.resolved.rows()]

@@ -154,6 +154,13 @@ def test_a_mistake_in_a_site_file_is_named_with_its_line(text: str, words: str) 
     assert words in refusal(site(text))
 
 
+def test_variables_of_other_purposes_are_no_options_and_a_misspelt_one_is_named() -> None:
+    others = ("STATE", "PACKER", "JOB", "EVENTS", "STAGE", "SECRETS", "TEST_IMAGE", "OS")
+    assert environment_layer({"HOME": "/", **{f"BUILD_IMAGE_{name}": "x" for name in others}}).entries == ()
+    text = refusal(environment_layer({"BUILD_IMAGE_KUBERNETES_SOURCE": "url"}))
+    assert "BUILD_IMAGE_KUBERNETES_SOURCE: unknown option\n  -> did you mean 'kubernetes.source'?" in text
+
+
 def test_an_empty_group_is_nothing() -> None:
     assert resolve(site("disk:\n")).options == Options()
 

@@ -47,13 +47,19 @@ def test_words_of_the_command_line() -> None:
     assert isinstance(found.settings, Settings)
     assert isinstance(found.facts, OsFacts)
     assert found.warnings == ()
-    assert ("k8s", "v1.34.3", "target") in selection_rows(found)
+    assert selection_rows(found)[1] == ("k8s", "1.34.3", "command line (--k8s)")
 
 
 def test_the_command_line_stands_over_the_environment_over_the_site_file(tmp_path: Path) -> None:
     path = site(tmp_path, "os: nothing\nk8s: v1.33.1\ninfra: qemu\ncontainerd: {source: url}\n")
     environment = {"BUILD_IMAGE_OS": "debian-12", "BUILD_IMAGE_K8S": "v1.33.2"}
-    assert select(Ask(config=path, environment=environment), MODELS).target.id == "debian-12-v1.33.2-qemu"
+    found = select(Ask(config=path, environment=environment), MODELS)
+    assert found.target.id == "debian-12-v1.33.2-qemu"
+    assert [str(origin) for origin in found.words.values()] == [
+        "environment (BUILD_IMAGE_OS)",
+        "environment (BUILD_IMAGE_K8S)",
+        f"site file ({path}:3: infra)",
+    ]
     ask = Ask(kubernetes="v1.33.3", config=path, environment=environment)
     assert select(ask, MODELS).target.kubernetes == "v1.33.3"
 
