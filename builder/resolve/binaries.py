@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from builder.core.digest import sha256_file
@@ -29,17 +30,21 @@ def program_inputs(programs: Sequence[str], template: str, version: str, arch: s
     Raises PreflightError with all that is missing or does not match; a local program is read and compared.
     """
     base = fill(template, version, arch).rstrip("/")
-    found: list[Input] = []
-    problems: list[Problem] = []
-    for name in programs:
+
+    def look(name: str) -> Input | PreflightError:
         try:
-            found.append(file_input(f"{base}/{name}", (".sha256",), ("binary", name, version), web))
+            return file_input(f"{base}/{name}", (".sha256",), ("binary", name, version), web)
         except PreflightError as error:
-            problems += error.problems
+            return error
+
+    # At once: a server that does not answer is waited for once, not once for each program.
+    with ThreadPoolExecutor(len(programs)) as pool:
+        answers = list(pool.map(look, programs))
+    problems = [problem for answer in answers if isinstance(answer, PreflightError) for problem in answer.problems]
     if problems:
         hint = f"is {version} there at all? the option is kubernetes.url"
         raise PreflightError(Problem(entry.what, entry.where, entry.hint or hint) for entry in problems)
-    return found
+    return [answer for answer in answers if isinstance(answer, Input)]
 
 
 def file_input(location: str, suffixes: Sequence[str], identity: tuple[InputKind, str, str], web: Web) -> Input:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -142,7 +143,8 @@ class _Cascade:
             path = tuple(key.split("."))
             field = self._field(path, where)
             if field is not None:
-                self._set(path, _Setting(parse_text(field.annotation, text), layer.name, where, text))
+                value = with_folder(field, parse_text(field.annotation, text), Path.cwd())
+                self._set(path, _Setting(value, layer.name, where, text))
 
     def read(self, name: str, model: type[V]) -> V | None:
         """Return the model of the options, or of a provider's settings, out of what was set."""

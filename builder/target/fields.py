@@ -93,7 +93,7 @@ def _yaml(text: str) -> Any:
 
 
 def with_folder(field: Field, value: Any, folder: Path) -> Any:
-    """Return a value of a file with relative paths made absolute: they are relative to the file's folder."""
+    """Return a value with relative paths made absolute: they are relative to `folder`; URLs are not touched."""
     inner = plain_type(field.annotation)
     if isinstance(value, list) and typing.get_origin(inner) is tuple and typing.get_args(inner)[0] is Path:
         return [_absolute(item, folder) for item in value]

@@ -81,7 +81,7 @@ def test_text_stays_text_whatever_it_looks_like() -> None:
         ("base.secure_boot=yes", "base.secure_boot", True),
         ("base.max_age_days=0", "base.max_age_days", 0),
         ("images.archives=", "images.archives", None),
-        ("images.archives=arch", "images.archives", "arch"),
+        ("images.archives=arch", "images.archives", str(Path.cwd() / "arch")),
         ("build.extra_vars.flag=true", "build.extra_vars.flag", True),
         ("build.extra_vars.ports=[a, b]", "build.extra_vars.ports", ["a", "b"]),
         ("build.extra_vars={a: 1, b: x}", "build.extra_vars.b", "x"),
@@ -184,6 +184,13 @@ def test_an_entry_without_key_or_value_is_refused(entry: str) -> None:
 
 def test_every_option_is_declared_content_or_placement() -> None:
     assert {field.kind for field in fields_of({"": Options, **PROVIDERS}).values()} == {"content", "placement"}
+
+
+@given(st.permutations(range(3)), st.sets(st.integers(0, 2)))
+def test_of_any_layers_the_last_one_that_sets_a_value_wins(order: list[int], setting: set[int]) -> None:
+    layers = [command_layer([f"disk.size_gib={10 + n}"] if n in setting else ["qemu.cpus=1"]) for n in order]
+    winners = [n for n in order if n in setting]
+    assert resolve(*layers).options.disk.size_gib == (10 + winners[-1] if winners else 8)
 
 
 @given(st.text(max_size=20))
