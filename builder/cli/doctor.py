@@ -153,7 +153,7 @@ def compiled_packer(go: Go | None, runner: Runner) -> Path | None:
     pin = pinned("packer")
     if go is None or pin is None:
         return None
-    folder = find_compiled(compilation(pin, go, host_arch(go, runner)))
+    folder = find_compiled(compilation(pin, go, host_arch()))
     return folder / "packer" if folder else None
 
 
