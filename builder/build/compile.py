@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shutil
-import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder.core import paths
+from builder.core.cache import ensure_entry
 from builder.core.digest import sha256_file, sha256_value
 from builder.core.errors import BuildError
-from builder.core.files import file_lock, write_json
+from builder.core.files import write_json
 from builder.core.run import Spec, run
 from builder.resolve.golang import Go, Runner
 from builder.resolve.gomodule import PROXY_HINT, ModulePin, component_of, expand, go_environment, pinned
 
 KEY_VERSION = 1
 COMPILE_SECONDS = 3 * 3600
+NOTE_SECONDS = 20
 LINKER_FLAGS = ("-s", "-w")
 RECORD = "build.json"
 
@@ -82,24 +83,12 @@ def compile_module(
     the go.sum of the pin. Two processes that need the same binaries make them once. Raises BuildError with the
     compiler's last lines.
     """
-    found = find_compiled(wanted, cache)
-    if found is not None:
-        return found
-    place = _place(wanted, cache)
-    with file_lock(place.with_name(place.name + ".lock")):
-        found = find_compiled(wanted, cache)
-        if found is not None:
-            return found
+
+    def make(work: Path) -> None:
         note(f"compiling {wanted.pin.component} {wanted.pin.version}: {', '.join(wanted.commands)}")
-        work = Path(tempfile.mkdtemp(prefix=".new-", dir=place.parent))
-        try:
-            _build(wanted, work, log, runner)
-            shutil.rmtree(place, ignore_errors=True)
-            work.chmod(0o755)
-            work.rename(place)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return place
+        _build(wanted, work, _Progress(wanted.pin.component, note, log), runner)
+
+    return ensure_entry(_place(wanted, cache), RECORD, make)
 
 
 def packer_binary(go: Go, note: Note, log: Path | None = None) -> Path:
@@ -122,15 +111,31 @@ def executable_name(package: str) -> str:
     return parts[-2] if len(parts) > 1 and re.fullmatch(r"v[2-9]\d*|v1\d+", parts[-1]) else parts[-1]
 
 
+class _Progress:
+    """Turns the packages that `go build -v` names into a sign of life every now and then."""
+
+    def __init__(self, component: str, note: Note, log: Path | None) -> None:
+        self.component, self.note, self.log = component, note, log
+        self.count = 0
+        self.last = time.monotonic()
+
+    def line(self, text: str) -> None:
+        """Take one line of output; downloads and messages count as well."""
+        self.count += 1
+        if time.monotonic() - self.last >= NOTE_SECONDS:
+            self.last = time.monotonic()
+            self.note(f"compiling {self.component}: {self.count} packages so far, now {text}")
+
+
 def _place(wanted: Compilation, cache: Path | None) -> Path:
     return (cache or paths.cache_home() / "modules") / wanted.key
 
 
-def _build(wanted: Compilation, work: Path, log: Path | None, runner: Runner) -> None:
+def _build(wanted: Compilation, work: Path, progress: _Progress, runner: Runner) -> None:
     packages = {name: component_of(wanted.pin.component).commands[name] for name in wanted.commands}
     raw = work / "go"
     raw.mkdir()
-    argv: list[str | Path] = [wanted.go.path, "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+    argv: list[str | Path] = [wanted.go.path, "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
     argv += ["-ldflags", wanted.ldflags, "-o", f"{raw}/", *packages.values()]
     what = f"compilation of {wanted.pin.component} {wanted.pin.version}"
     runner(
@@ -139,7 +144,8 @@ def _build(wanted: Compilation, work: Path, log: Path | None, runner: Runner) ->
             cwd=wanted.pin.folder,
             env=go_environment(wanted.arch),
             timeout=COMPILE_SECONDS,
-            log=log,
+            log=progress.log,
+            on_line=progress.line,
             what=what,
             hint=PROXY_HINT,
         ),

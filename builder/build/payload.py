@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from builder.build.imageroot import ImageRoot, RootSpec, image_root
 from builder.build.imageset import ImageParts, image_commands, needs_root, write_images
 from builder.build.imagestore import make_store, why_no_store
 from builder.core import paths
+from builder.core.cache import ensure_entry
 from builder.core.digest import sha256_value, tree_digests
 from builder.core.errors import BuildError, PreflightError, Problem
-from builder.core.files import file_lock, write_json
+from builder.core.files import write_json
 from builder.core.run import Spec, run
 from builder.model.lock import Input, Lock
 from builder.resolve.archive import full_name
@@ -36,6 +38,7 @@ RECORD = "payload.json"
 LABEL = "PAYLOAD"
 MEBIBYTE, BLOCK = 1 << 20, 4096
 DISK_HEADROOM = 1.05
+KEEP_SECONDS = 14 * 86400
 
 Note = Callable[[str], None]
 ImagesMode = Literal["none", "store", "import"]
@@ -98,17 +101,10 @@ def prepare_payload(spec: PayloadSpec, note: Note, runner: Runner = run) -> Payl
     maker.compile()
     root = maker.image_root()
     key = _key(spec, maker, root, mode)
-    place = cache / key
-    with file_lock(cache / f"{key}.lock"):
-        if not (place / RECORD).is_file():
-            work = Path(tempfile.mkdtemp(prefix=".new-", dir=cache))
-            try:
-                work.chmod(0o755)
-                maker.fill(work, root, mode)
-                shutil.rmtree(place, ignore_errors=True)
-                work.rename(place)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+    place = ensure_entry(cache / key, RECORD, lambda work: maker.fill(work, root, mode))
+    # Its age is the time since it was last used.
+    os.utime(place / RECORD)
+    _prune(cache, key)
     record = json.loads((place / RECORD).read_text())
     names = tuple(full_name(entry.name) for entry in spec.image_inputs)
     return Payload(place, key, mode, names, record["files"])
@@ -343,6 +339,14 @@ def _key(spec: PayloadSpec, maker: _Maker, root: ImageRoot | None, mode: ImagesM
             "arch": spec.arch,
         }
     )
+
+
+def _prune(cache: Path, used: str) -> None:
+    """Delete payloads that no build has used for weeks; what they are made from stays in the other caches."""
+    limit = time.time() - KEEP_SECONDS
+    for record in cache.glob(f"*/{RECORD}"):
+        if record.parent.name != used and record.stat().st_mtime < limit:
+            shutil.rmtree(record.parent, ignore_errors=True)
 
 
 def _place(source: Path, target: Path) -> None:

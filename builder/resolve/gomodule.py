@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
 
 from builder.core import paths
+from builder.core.cache import ensure_entry
 from builder.core.digest import sha256_value, tree_digests
 from builder.core.errors import BuildError, ConfigError, PreflightError, Problem, did_you_mean
-from builder.core.files import file_lock
 from builder.core.run import Spec, run
 from builder.model.base import Value
 from builder.model.lock import Input
@@ -135,9 +132,7 @@ def module_pin(name: str, version: str, go: Go, runner: Runner = run) -> ModuleP
     if own is not None:
         return own
     place = paths.cache_home() / "gomod" / name / expand("{version}", version)
-    with file_lock(place.with_name(place.name + ".lock")):
-        if not (place / "go.sum").is_file():
-            _fill(name, version, place, _GoTool(go, runner))
+    ensure_entry(place, "go.sum", lambda work: _fill(name, version, work, _GoTool(go, runner)))
     return ModulePin(name, version, place, _digest(place))
 
 
@@ -195,29 +190,15 @@ class _GoTool:
             raise PreflightError(error.problems) from error
 
 
-def _fill(name: str, version: str, place: Path, tool: _GoTool) -> None:
+def _fill(name: str, version: str, work: Path, tool: _GoTool) -> None:
     facts, release = component_of(name), expand("{version}", version)
     what = f"resolution of {facts.module} {release}"
-    with _fresh(place) as work:
-        (work / "go.mod").write_text("module build-image/tools/unknown\n")
-        answer = tool(work, ["mod", "download", "-json", f"{facts.module}@{release}"], what)
-        upstream = Path(json.loads(answer)["GoMod"]).read_text()
-        (work / "go.mod").write_text(go_mod_text(name, version, upstream))
-        for arch in ARCHITECTURES:
-            tool(work, ["list", "-mod=mod", "-deps", "-f", "{{/* nothing */}}", *facts.commands.values()], what, arch)
-
-
-@contextmanager
-def _fresh(place: Path) -> Iterator[Path]:
-    """Give a new folder that becomes `place` when the block ends well, and is deleted otherwise."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        yield work
-        shutil.rmtree(place, ignore_errors=True)
-        work.rename(place)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    (work / "go.mod").write_text("module build-image/tools/unknown\n")
+    answer = tool(work, ["mod", "download", "-json", f"{facts.module}@{release}"], what)
+    upstream = Path(json.loads(answer)["GoMod"]).read_text()
+    (work / "go.mod").write_text(go_mod_text(name, version, upstream))
+    for arch in ARCHITECTURES:
+        tool(work, ["list", "-mod=mod", "-deps", "-f", "{{/* nothing */}}", *facts.commands.values()], what, arch)
 
 
 def _block(word: str, entries: Sequence[str]) -> list[str]:

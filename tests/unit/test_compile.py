@@ -211,10 +211,24 @@ def test_one_build_makes_all_commands_and_the_second_call_starts_nothing(tmp_pat
     assert sorted(recorded_files(folder)) == ["etcd", "etcdctl", "etcdutl"]
     assert notes == ["compiling etcd v3.6.5: etcd, etcdctl, etcdutl"]
     (words, spec) = fake.calls[0]
-    assert words[:5] == [str(GO.path), "build", "-mod=readonly", "-trimpath", "-buildvcs=false"]
+    assert words[:6] == [str(GO.path), "build", "-v", "-mod=readonly", "-trimpath", "-buildvcs=false"]
     assert spec.cwd == wanted.pin.folder
     assert compile_module(wanted, notes.append, cache=tmp_path / "modules", runner=fake) == folder
     assert len(fake.calls) == 1
+
+
+def test_a_long_build_gives_a_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builder.build.compile.NOTE_SECONDS", 0)
+    fake, notes = FakeCompiler(), list[str]()
+
+    def build(words: Sequence[str], spec: Spec) -> str:
+        assert spec.on_line is not None
+        spec.on_line("internal/cpu")
+        spec.on_line("go.etcd.io/etcd/server/v3")
+        return fake.build(words)
+
+    compile_module(etcd(tmp_path), notes.append, cache=tmp_path / "modules", runner=FakeCompiler(build))
+    assert notes[-1] == "compiling etcd: 2 packages so far, now go.etcd.io/etcd/server/v3"
 
 
 def test_the_environment_is_ours() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +119,20 @@ def test_the_second_call_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     tools = FakeTools()
     assert prepare_payload(of_modules(tmp_path), print, tools) == first
     assert tools.started == []
+
+
+def test_payloads_that_nobody_uses_are_deleted(tmp_path: Path) -> None:
+    spec = of_urls(tmp_path)
+    first = prepare_payload(spec, print, FakeTools())
+    other = replace(spec, lock=lock(*spec.lock.inputs[:3], *spec.lock.inputs[3:5]))
+    second = prepare_payload(other, print, FakeTools())
+    assert first.path.is_dir()
+    old = time.time() - 15 * 86400
+    os.utime(first.path / "payload.json", (old, old))
+    os.utime(second.path / "payload.json", (old, old))
+    prepare_payload(other, print, FakeTools())
+    assert not first.path.exists()
+    assert second.path.is_dir()
 
 
 def test_a_ready_store_takes_the_place_of_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
