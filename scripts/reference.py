@@ -69,8 +69,8 @@ def options_page() -> str:
         "# Options",
         "",
         "Made from the option models by `make docs`; do not edit. Set an option in a site file, by environment",
-        "(`BUILD_IMAGE_KUBERNETES__SOURCE=module`) or by `--set kubernetes.source=module`. *Content* options change what is in",
-        "the image and count in its fingerprint; *placement* options say where and with what it is built.",
+        "(`BUILD_IMAGE_KUBERNETES__SOURCE=module`) or by `--set kubernetes.source=module`. *Content* options change",
+        "what is in the image and count in its fingerprint; *placement* options say where and with what it is built.",
         "",
         "| option | values | default | class | meaning |",
         "| --- | --- | --- | --- | --- |",
@@ -84,8 +84,8 @@ def options_page() -> str:
 def exit_codes_page() -> str:
     """Return docs/reference/exit-codes.md."""
     rows = [f"| {code.value} | {code.name.lower()} | {EXIT_WORDS[code]} |" for code in ExitCode]
-    head = ["# Exit codes", "", "Made by `make docs`; do not edit.", "", "| code | class | meaning |", "| --- | --- | --- |"]
-    return "\n".join([*head, *rows]) + "\n"
+    table = ["| code | class | meaning |", "| --- | --- | --- |", *rows]
+    return "\n".join(["# Exit codes", "", "Made by `make docs`; do not edit.", "", *table]) + "\n"
 
 
 def support_matrix() -> str:

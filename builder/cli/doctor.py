@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from builder.build.accelerator import choose
-from builder.build.compile import compilation, find_compiled, host_arch
 from builder.build.packer import OLDEST, find_packer, version_text
+from builder.build.planning import compiled_packer
 from builder.core.errors import BuildImageError, ExitCode
 from builder.core.paths import cache_home, state_home
 from builder.core.run import Completed, Spec, run, which
 from builder.core.tools import PACKAGE_OF, existing, free_bytes, install_command
-from builder.resolve.golang import Go, find_go
-from builder.resolve.gomodule import pinned
+from builder.resolve.golang import find_go
 
 Status = Literal["ok", "optional", "missing"]
 Runner = Callable[[Sequence[str | Path], Spec], Completed]
@@ -131,7 +130,7 @@ def build_program_checks(runner: Runner) -> list[Check]:
     except BuildImageError as error:
         no_go = error.problems[0].hint or "make setup"
     try:
-        packer = find_packer(compiled_packer(go, runner), runner)
+        packer = find_packer(compiled_packer(), runner)
         fix = "" if packer or go else no_go
     except BuildImageError as error:
         packer, fix = None, str(error.problems[0].what)
@@ -146,15 +145,6 @@ def build_program_checks(runner: Runner) -> list[Check]:
             no_go,
         ),
     ]
-
-
-def compiled_packer(go: Go | None, runner: Runner) -> Path | None:
-    """Return the path of the Packer that was compiled from its pin, or None; compiles nothing."""
-    pin = pinned("packer")
-    if go is None or pin is None:
-        return None
-    folder = find_compiled(compilation(pin, go, host_arch()))
-    return folder / "packer" if folder else None
 
 
 def tool_check(tool: Tool, path: Path | None, runner: Runner) -> Check:
