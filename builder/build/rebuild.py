@@ -50,12 +50,12 @@ def rebuild_script(folder: StageFolder, packer: Packer, helper: Sequence[str] = 
 def shell_word(word: str, replaced: Mapping[str, str]) -> str:
     """Return a word for a shell in which some texts became variables.
 
-    A text counts only as a whole word or a whole path in front of `/` or between `:`, so that a port never matches
-    inside of a longer number.
+    A text counts only as a whole word or a whole path, behind `:` or `=` and in front of `/` or `:`, so that a port
+    never matches inside of a longer number.
     """
     texts = sorted(replaced, key=len, reverse=True)
     pattern = "|".join(re.escape(text) for text in texts)
-    parts = re.split(rf"(?:(?<=^)|(?<=:))({pattern})(?=$|[/:])", word) if texts else [word]
+    parts = re.split(rf"(?:^|(?<=[:=]))({pattern})(?=$|[/:])", word) if texts else [word]
     return (
         "".join(f'"{replaced[part]}"' if part in replaced else shlex.quote(part) if part else "" for part in parts)
         or "''"

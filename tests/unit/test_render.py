@@ -274,6 +274,8 @@ def test_the_rebuild_script_asks_for_secrets_by_name(tmp_path: Path) -> None:
         ("/box/store dir", "\"$work\"'/store dir'"),
         ("/other:/box", '/other:"$work"'),
         ("/other/box", "/other/box"),
+        ("File=/box", 'File="$work"'),
+        ("File=/boxes", "File=/boxes"),
     ],
 )
 def test_only_whole_words_and_paths_become_variables(word: str, expected: str) -> None:
