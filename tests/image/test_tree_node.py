@@ -156,6 +156,24 @@ def test_the_store_keeps_whiteouts(node: tuple[boxes.Machine, dict[str, Any]]) -
     assert [path.name for path in snapshots.rglob("*") if path.is_char_device()] == ["one"]
 
 
+def test_a_ready_store_is_put_in_place(
+    node: tuple[boxes.Machine, dict[str, Any]], base: Layers, folder: Path, key: Path
+) -> None:
+    machine, variables = node
+    payload = folder / "ready"
+    boxes.kubernetes_programs(payload / "bin")
+    run(["cp", "-a", machine.box.store, payload / "containerd-store"])
+    (payload / "containerd-store/.placed-by-build").unlink()
+    (payload / "payload.json").write_text("{}")
+    wanted = variables | {"images_mode": "store", "contents_file": str(folder / "ready.json")}
+    with boxes.running(node_box(base, folder / "store", key, payload), key) as ready:
+        ready.play("node.yml", wanted)
+        assert boxes.stats(ready.play("node.yml", wanted))["changed"] == 0
+        ready.ssh("test -c /var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots/2/fs/etc/one")
+    contents = Contents.model_validate_json((folder / "ready.json").read_text())
+    assert [image.name for image in contents.images] == [boxes.PAUSE]
+
+
 def test_a_missing_image_is_an_error_that_names_it(node: tuple[boxes.Machine, dict[str, Any]]) -> None:
     machine, variables = node
     events = machine.play(

@@ -14,6 +14,8 @@ stop_writers() {
 build_settings() {
     if mountpoint -q "$2" && [ -d /run/systemd/system ]; then umount "$2"; fi
     rm -f /etc/apt/apt.conf.d/00-build-image /var/lib/containerd/.placed-by-build /run/build-image-containerd.log
+    # The name under which one containerd introduces itself, and its temporary mount points; the images stay.
+    rm -rf /var/lib/containerd/io.containerd.grpc.v1.introspection /var/lib/containerd/tmpmounts
     # The build read a mirror that only it may reach: the bootstrap left here what the image shall use.
     final=/etc/build-image/apt.sources.final
     if [ -e "$final" ]; then
