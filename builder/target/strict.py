@@ -120,9 +120,10 @@ def _real_path(model: type[Value], loc: tuple[int | str, ...]) -> tuple[KeyPath,
         if typing.get_origin(here) in (typing.Union, types.UnionType):
             break
         if isinstance(here, type) and issubclass(here, Value):
-            known = list(here.model_fields)
+            fields = {field.alias or name: field for name, field in here.model_fields.items()}
+            known = list(fields)
             path.append(part)
-            here = here.model_fields[part].annotation if part in here.model_fields else None
+            here = fields[part].annotation if part in fields else None
         elif typing.get_origin(here) in (tuple, list, dict) and len(path) < len(loc):
             path.append(part)
             here = typing.get_args(here)[-1 if typing.get_origin(here) is dict else 0]
