@@ -189,14 +189,26 @@ class _GoTool:
         except BuildError as error:
             raise PreflightError(error.problems) from error
 
+    def download(self, folder: Path, wanted: str) -> Path:
+        """Return the go.mod of a module at a version, such as `k8s.io/kubernetes@v1.34.3`, downloaded when needed."""
+        spec = Spec(cwd=folder, env=go_environment(), timeout=RESOLVE_SECONDS, check=False)
+        done = self.runner([self.go.path, "mod", "download", "-json", wanted], spec)
+        try:
+            answer = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            answer = {"Error": "\n".join(done.tail) or "go mod download says nothing"}
+        if done.returncode or "Error" in answer:
+            reason = " ".join(str(answer.get("Error", "")).split()).removeprefix(f"{wanted}: ")
+            raise PreflightError(f"the module cannot be had at this version: {reason}", wanted, PROXY_HINT)
+        return Path(answer["GoMod"])
+
 
 def _fill(name: str, version: str, work: Path, tool: _GoTool) -> None:
     facts, release = component_of(name), expand("{version}", version)
     what = f"resolution of {facts.module} {release}"
     (work / "go.mod").write_text("module build-image/tools/unknown\n")
-    answer = tool(work, ["mod", "download", "-json", f"{facts.module}@{release}"], what)
-    upstream = Path(json.loads(answer)["GoMod"]).read_text()
-    (work / "go.mod").write_text(go_mod_text(name, version, upstream))
+    upstream = tool.download(work, f"{facts.module}@{release}")
+    (work / "go.mod").write_text(go_mod_text(name, version, upstream.read_text()))
     for arch in ARCHITECTURES:
         tool(work, ["list", "-mod=mod", "-deps", "-f", "{{/* nothing */}}", *facts.commands.values()], what, arch)
 

@@ -176,16 +176,41 @@ def test_another_version_is_resolved_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert first.folder == tmp_path / "build-image/gomod/kubernetes/v1.34.99"
 
 
-def test_a_version_that_the_proxy_does_not_have_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("returncode", "answer", "reason"),
+    [
+        (1, '{"Error": "k8s.io/kubernetes@v1.34.99: not found:\\n\\tno such version"}', "not found: no such version"),
+        (1, "", "go: no network"),
+    ],
+)
+def test_a_version_that_the_proxy_does_not_have_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, returncode: int, answer: str, reason: str
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def refuse(_: Sequence[str], spec: Spec) -> str:
-        raise BuildError(f"{spec.what} failed", hint=spec.hint)
+    def refuse(argv: Sequence[str | Path], _: Spec) -> Completed:
+        return Completed(tuple(map(str, argv)), returncode, answer, ("go: no network",), 0.0)
 
-    with pytest.raises(PreflightError, match="GOPROXY") as caught:
-        module_pin("kubernetes", "v1.34.99", GO, FakeCompiler(refuse))
-    assert caught.value.exit_code == 3
+    with pytest.raises(PreflightError) as caught:
+        module_pin("kubernetes", "v1.34.99", GO, refuse)
+    problem = caught.value.problems[0]
+    assert problem.what == f"the module cannot be had at this version: {reason}"
+    assert problem.where == "k8s.io/kubernetes@v1.34.99"
+    assert "GOPROXY" in problem.hint
     assert [path.name for path in (tmp_path / "build-image/gomod/kubernetes").iterdir()] == ["v1.34.99.lock"]
+
+
+def test_a_proxy_that_lacks_a_dependency_is_a_preflight_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "upstream.mod").write_text(UPSTREAM)
+
+    def answer(words: Sequence[str], spec: Spec) -> str:
+        if "download" in words:
+            return json.dumps({"GoMod": str(tmp_path / "upstream.mod")})
+        raise BuildError(f"{spec.what} failed")
+
+    with pytest.raises(PreflightError, match=r"resolution of k8s\.io/kubernetes v1\.34\.99 failed"):
+        module_pin("kubernetes", "v1.34.99", GO, FakeCompiler(answer))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from builder.build.compile import executable_name
 from builder.build.imageroot import RootSpec
 from builder.build.imagestore import StoredImage
 from builder.build.oci import ImageContent, write_archive
-from builder.build.payload import PayloadSpec, check_image_list, payload_disk, prepare_payload
+from builder.build.payload import PayloadSpec, check_image_list, look_at_payload, payload_disk, prepare_payload
 from builder.core.digest import sha256_bytes, sha256_file
 from builder.core.errors import BuildError, PreflightError
 from builder.core.run import Completed, Spec
@@ -119,6 +119,18 @@ def test_the_second_call_starts_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     tools = FakeTools()
     assert prepare_payload(of_modules(tmp_path), print, tools) == first
     assert tools.started == []
+
+
+def test_a_look_says_what_must_be_compiled_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_store(monkeypatch)
+    spec, tools = of_modules(tmp_path), FakeTools()
+    look = look_at_payload(spec, tools)
+    assert (look.images_mode, look.ready) == ("import", False)
+    assert "kubernetes v1.34.3" in look.why
+    assert tools.started == []
+    prepare_payload(spec, print, FakeTools())
+    assert look_at_payload(spec, tools).ready
+    assert not look_at_payload(of_urls(tmp_path), tools).ready
 
 
 def test_payloads_that_nobody_uses_are_deleted(tmp_path: Path) -> None:
