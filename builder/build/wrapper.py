@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -125,6 +126,11 @@ def play(argv: Sequence[str], folder: Path, journal: Journal) -> tuple[str, int]
     def on_signal(number: int, _frame: FrameType | None) -> None:
         stop.append(number)
 
+    def cancelled() -> bool:
+        if stop:
+            kill_descendants(os.getpid())
+        return bool(stop)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, on_signal)
     for name, value in (ANSIBLE_DEFAULTS | {"ANSIBLE_HOME": str(folder)}).items():
@@ -137,7 +143,7 @@ def play(argv: Sequence[str], folder: Path, journal: Journal) -> tuple[str, int]
         playbook=argv[-1],
         cmdline=shlex.join(argv[:-1]),
         event_handler=journal.take,
-        cancel_callback=lambda: bool(stop),
+        cancel_callback=cancelled,
         quiet=True,
         suppress_env_files=True,
         settings={"suppress_output_file": True, "pexpect_timeout": 1},
@@ -145,6 +151,25 @@ def play(argv: Sequence[str], folder: Path, journal: Journal) -> tuple[str, int]
     if run.status == "canceled":
         return run.status, CANCELLED
     return run.status, int(run.rc or (0 if run.status == "successful" else 1))
+
+
+def kill_descendants(root: int) -> None:
+    """Kill every process below one.
+
+    ansible-runner kills the process group of ansible-playbook, but its workers have sessions of their own and would
+    go on with their task.
+    """
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            # proc(5): pid (name) state ppid; a name may hold blanks and parentheses.
+            parents[int(path.parent.name)] = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
+    below = {root}
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    for process in below - {root}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def translate(event: Mapping[str, Any]) -> tuple[str, Data] | None:
