@@ -144,14 +144,21 @@ def _shutdown(evidence: Evidence) -> list[Problem]:
     return [Problem(what, str(evidence.folder.serial_log))]
 
 
+def _interrupted(evidence: Evidence) -> list[Problem]:
+    if not evidence.has("builds after being interrupted"):
+        return []
+    return [Problem("the build was interrupted", str(evidence.folder.packer_log), "type the same command again")]
+
+
 def _helper(evidence: Evidence) -> list[Problem]:
     lines = [line for line in evidence.log if line.startswith(("the helper ", "nothing answered ", "cannot start "))]
     return [Problem(lines[-1], str(evidence.folder.packer_log))] if evidence.code == 125 and lines else []
 
 
-# In this order: a full disk and a kill make tasks fail too, and a failed task is what makes Packer fail.
+# In this order: an interrupt, a full disk and a kill make tasks fail too, and a failed task is what makes Packer fail.
 CAUSES: tuple[Callable[[Evidence], list[Problem]], ...] = (
     _helper,
+    _interrupted,
     _no_space,
     _killed,
     _ansible,

@@ -173,22 +173,24 @@ def build(
     Interrupted is raised when all is gone. Raises BuildError with the cause when the build fails. Disk, key and
     temporary files of a failed build are removed unless `keep_on_failure`; logs and HCL always stay.
     """
-    state = state_of(folder.job)
-    if isinstance(state, Dead):
-        end_orphans(folder.job)
-        shutil.rmtree(folder.output, ignore_errors=True)
-    if isinstance(state, Dead | NotStarted):
-        _start(folder, packer, settings)
-    code, interrupted, full = _wait(folder, settings, on_tick)
-    failed = interrupted or code != 0
-    problems = failure_cause(folder, settings.stage, code) if failed and not interrupted else []
-    clean_up(folder, failed, settings.keep_on_failure and not interrupted)
+    with counted_interrupts() as interrupts:
+        state = state_of(folder.job)
+        if isinstance(state, Dead):
+            end_orphans(folder.job)
+            shutil.rmtree(folder.output, ignore_errors=True)
+        if isinstance(state, Dead | NotStarted):
+            _start(folder, packer, settings)
+        watch = _Watch(folder, settings, interrupts, on_tick)
+        try:
+            code = wait_job(folder.job, watch.tick)
+        except BuildError:
+            clean_up(folder, failed=True, keep=settings.keep_on_failure)
+            raise
+        interrupted = interrupts.count > 0
+        problems = [] if interrupted or code == 0 else watch.full or failure_cause(folder, settings.stage, code)
+        clean_up(folder, interrupted or code != 0, settings.keep_on_failure and not interrupted)
     if interrupted:
         raise Interrupted(f"interrupted in stage {settings.stage}", str(folder.path), "its logs are in this folder")
-    if full and failed:
-        problems = [
-            Problem(f"the disk of this machine is full ({full >> 20} MiB free)", str(folder.path), "free space")
-        ]
     if problems:
         raise BuildError(problems)
 
@@ -200,37 +202,42 @@ def _start(folder: StageFolder, packer: Packer, settings: BuildSettings) -> None
     start_job(folder.job, spec, {**settings.env, **environment(folder, packer)})
 
 
-def _wait(folder: StageFolder, settings: BuildSettings, on_tick: Callable[[], None]) -> tuple[int, bool, int]:
-    """Wait for the job; return its code, whether the user stopped it, and the bytes free if it was stopped for that."""
-    follower = LogFollower(folder.packer_log, settings.events, settings.stage, folder.job / "log.offset")
-    full = 0
+class _Watch:
+    """What is looked at while a build runs: its log, the user's interrupts, the room on the disk."""
 
-    with counted_interrupts() as interrupts:
-        acted = 0
+    def __init__(
+        self, folder: StageFolder, settings: BuildSettings, interrupts: Interrupts, on_tick: Callable[[], None]
+    ) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.interrupts = interrupts
+        self.on_tick = on_tick
+        self.follower = LogFollower(folder.packer_log, settings.events, settings.stage, folder.job / "log.offset")
+        self.acted = 0
+        self.full: list[Problem] = []
 
-        def tick() -> None:
-            nonlocal acted, full
-            follower.follow()
-            if interrupts.count > acted:
-                acted = interrupts.count
-                _stop(folder, settings, acted)
-            if not full and (free := free_bytes(folder.path)) < SCARCE_BYTES:
-                full = max(free, 1)
-                interrupt_job(folder.job)
-            on_tick()
+    def tick(self) -> None:
+        """Do what is due now."""
+        self.follower.follow()
+        if self.interrupts.count > self.acted:
+            self.acted = self.interrupts.count
+            self._stop()
+        free = free_bytes(self.folder.path)
+        if free < SCARCE_BYTES and not self.full:
+            # A guest whose disk cannot grow gets errors that say nothing of the reason: better to stop before.
+            what = f"the disk of this machine is full ({free >> 20} MiB free)"
+            self.full = [Problem(what, str(self.folder.path), "free space there, or name another disk by --state DIR")]
+            interrupt_job(self.folder.job)
+        self.on_tick()
 
-        code = wait_job(folder.job, tick)
-        return code, interrupts.count > 0, full
-
-
-def _stop(folder: StageFolder, settings: BuildSettings, times: int) -> None:
-    if times == 1:
-        text = "interrupted: Packer ends its machine (interrupt again to kill it)"
-        append_event(settings.events, "note", settings.stage, {"text": text})
-        interrupt_job(folder.job)
-    else:
-        append_event(settings.events, "note", settings.stage, {"text": "interrupted again: killing it"})
-        kill_job(folder.job)
+    def _stop(self) -> None:
+        first = self.acted == 1
+        text = "interrupted: Packer ends its machine (interrupt again to kill it)" if first else "killed"
+        append_event(self.settings.events, "note", self.settings.stage, {"text": text})
+        if first:
+            interrupt_job(self.folder.job)
+        else:
+            kill_job(self.folder.job)
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ Style = Literal["live", "github", "gitlab", "plain"]
 TICK_S = 0.25
 SLOW_TASK_S = 10.0
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
-STATUS_SIGNS = {"ok": "✓", "failed": "✗", "interrupted": "✗", "reused": "="}
+STATUS_SIGNS = {"done": "✓", "failed": "✗"}
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ def choose_style(stream: TextIO, environment: Mapping[str, str]) -> Style:
 
 
 def line_text(event: Mapping[str, Any], verbose: bool) -> str | None:
-    """Return the line for one event, None for events that plain output leaves out."""
+    """Return the line for one event, None for those that are left out; problems are printed as errors at the end."""
     data = event.get("data", {})
     match event["kind"]:
         case "step" | "note":
@@ -112,8 +112,6 @@ def line_text(event: Mapping[str, Any], verbose: bool) -> str | None:
                 return f"{data['result']:9} {duration(data['seconds']):>8}  {task_name(data)}"
         case "stats":
             return ", ".join(f"{data[name]} {name}" for name in ("ok", "changed", "failed", "unreachable", "skipped"))
-        case "problem":
-            return str(data.get("what", ""))
     return None
 
 
@@ -206,8 +204,7 @@ class Live:
         """Take an event into the view; failures, and with `verbose` everything, scroll by above it."""
         self.view.take(event)
         text = line_text(event, self.verbose)
-        bad = event["kind"] == "problem" or event.get("data", {}).get("result") in ("failed", "unreachable")
-        if text and (self.verbose or bad):
+        if text and (self.verbose or event.get("data", {}).get("result") in ("failed", "unreachable")):
             self.console.print(text, markup=False)
 
     def tick(self) -> None:
