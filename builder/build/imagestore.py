@@ -23,6 +23,8 @@ IMPORT_SECONDS = 1800
 # What makes up a store: images and their names, manifests and layers, unpacked layers. All else in the folder is of
 # one daemon, such as the uuid by which it introduces itself, which two nodes must not share.
 KEPT = ("io.containerd.metadata.v1.bolt", "io.containerd.content.v1.content", "io.containerd.snapshotter.v1.overlayfs")
+# It dies with us, whatever ends us: nothing may write to a folder that is a cache entry by then.
+APART = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 UNUSED_PLUGINS = (
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
@@ -61,8 +63,8 @@ def why_no_store(near: Path, runner: Runner = run) -> str:
             return f"{tool} (package util-linux) is not installed"
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=near) as folder:
         script = 'cd "$0" && mkdir l u w m && mount -t overlay overlay -o "lowerdir=l,upperdir=u,workdir=w" m'
-        done = runner(["unshare", "--mount", "sh", "-c", script, folder], Spec(timeout=60, check=False))
-    return "" if done.returncode == 0 else f"no overlay can be mounted in {near}"
+        done = runner([*APART, "sh", "-c", script, folder], Spec(timeout=60, check=False))
+    return "" if done.returncode == 0 else f"no overlay can be mounted in {near}, in namespaces of our own"
 
 
 def make_store(
@@ -132,9 +134,7 @@ def _daemon(containerd: Path, root: Path, state: Path, log: Path | None) -> Iter
     root.mkdir(parents=True)
     config.write_text(_config(root, state, socket))
     output = log or state / "containerd.log"
-    # It dies with us, whatever ends us: nothing may write to a folder that is a cache entry by then.
-    argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    process = spawn([*argv, containerd / "containerd", "--config", config], Spec(log=output))
+    process = spawn([*APART, containerd / "containerd", "--config", config], Spec(log=output))
     command = (str(containerd / "ctr"), "--address", str(socket), "--namespace", NAMESPACE)
     try:
         _wait_until_ready(command, lambda: process.poll() is None, output)
