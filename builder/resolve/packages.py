@@ -67,10 +67,11 @@ def repository_url(template: str, version: KubernetesVersion) -> str:
 def read_repository(url: str, key: str, arch: str, web: Web) -> Repository:
     """Read the index of a flat repository (https://wiki.debian.org/DebianRepository/Format#Flat_Repository_Format).
 
-    `key` is the address of its key, empty for Release.key in it. Raises PreflightError when it does not answer or
-    holds no package.
+    `key` is the address of its key, empty for Release.key in it. Raises PreflightError when it does not answer,
+    is not signed (apt in the guest would refuse it) or holds no package.
     """
     text = _index_text(url, web)
+    _require_signature(url, web)
     packages = tuple(parse_index(text, arch))
     if not packages:
         raise PreflightError(f"the index has no package for {arch}", f"{url}Packages", OTHER_SOURCE)
@@ -89,6 +90,16 @@ def _index_text(url: str, web: Web) -> str:
         raise PreflightError(what, url, "a series without packages, or a wrong kubernetes.repository") from error
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise PreflightError("the index is damaged", f"{url}Packages.gz") from error
+
+
+def _require_signature(url: str, web: Web) -> None:
+    for name in ("InRelease", "Release.gpg"):
+        try:
+            web.read(url + name)
+            return
+        except NotThere:
+            continue
+    raise PreflightError("the repository is not signed: neither InRelease nor Release.gpg", url, OTHER_SOURCE)
 
 
 def parse_index(text: str, arch: str) -> Iterable[Package]:

@@ -103,7 +103,7 @@ def build(bench: Bench, *sets: str) -> Built:
     seconds = time.monotonic() - began
     if process.returncode:
         raise SystemExit(f"a build failed:\n{(folder / 'log').read_text()[-4000:]}")
-    for disk in (folder / "out").glob("*.qcow2"):
+    for disk in (folder / "out").rglob("*.qcow2"):
         disk.unlink()
     (run,) = (folder / "state").glob("runs/*/*")
     return Built(seconds, peak, run, stage_seconds(run / "events.jsonl"))
@@ -178,7 +178,7 @@ def measure_lanes(bench: Bench) -> list[Figure]:
 
 def measure_boot(bench: Bench) -> list[Figure]:
     """Power-on until the seed's user can log in, by firmware."""
-    disks = sorted(bench.image.glob("*.qcow2"))
+    disks = sorted(bench.image.rglob("*.qcow2"))
     if len(disks) != 1:
         raise SystemExit(f"{bench.image} holds no image: 'make image' leaves one in out/")
     accelerator = choose("auto").name

@@ -35,17 +35,18 @@ class Image:
     def manifest(self) -> Manifest:
         path = self.folder / "manifest.json"
         if not path.exists():
-            pytest.fail(f"{path} is not there: name the folder that 'make image' left in {VARIABLE}", pytrace=False)
+            pytest.fail(f"{path} is not there: name the image as a build leaves it in {VARIABLE}", pytrace=False)
         return Manifest.model_validate_json(path.read_bytes())
 
 
 def find_image(named: str) -> Image:
-    """Return the image that a folder (as `make image` leaves it) or a path of a disk means."""
+    """Return the one image that is meant: a disk, its folder, or the output folder of a run above that."""
     path = Path(named).absolute()
-    disks = sorted([*path.glob("*.qcow2"), *path.glob("*/*.qcow2")]) if path.is_dir() else [path]
-    if not named or len(disks) != 1 or disks[0].suffix not in FORMATS or not disks[0].exists():
+    disks = [path] if path.is_file() else sorted(path.glob("*.qcow2")) or sorted(path.glob("*/*.qcow2"))
+    if not named or len(disks) != 1 or disks[0].suffix not in FORMATS:
+        found = f"{len(disks)} images" if named else "nothing"
         pytest.fail(
-            f"{VARIABLE}={named!r} names no image: 'make image' leaves one in out/; give that folder or one disk",
+            f"{VARIABLE}={named!r} names {found}: 'make image' leaves an image in out/; give its folder or its disk",
             pytrace=False,
         )
     return Image(disks[0], FORMATS[disks[0].suffix], disks[0].parent)

@@ -134,9 +134,12 @@ def test_only_the_architecture_counts() -> None:
 
 def test_the_index_is_read_plain_or_compressed() -> None:
     text = index("1.34.3-1.1").encode()
-    plain = read_repository(URL, "", "amd64", web({f"{URL}Packages": text}))
-    packed = read_repository(URL, "", "amd64", web({f"{URL}Packages.gz": gzip.compress(text)}))
-    assert plain == packed
+    plain = read_repository(URL, "", "amd64", web({f"{URL}Packages": text, f"{URL}InRelease": b""}))
+    packed: dict[str, bytes | int | Exception] = {
+        f"{URL}Packages.gz": gzip.compress(text),
+        f"{URL}Release.gpg": b"",
+    }
+    assert plain == read_repository(URL, "", "amd64", web(packed))
     assert plain.key_url == f"{URL}Release.key"
 
 
@@ -146,7 +149,14 @@ def test_the_index_is_read_plain_or_compressed() -> None:
         ({}, "there is no deb repository: neither Packages nor Packages.gz"),
         ({f"{URL}Packages.gz": b"no gzip"}, "the index is damaged"),
         ({f"{URL}Packages": b"\xff\xfe"}, "the answer is not text"),
-        ({f"{URL}Packages": entry("kubeadm", "1.34.3-1.1", "arm64").encode()}, "the index has no package for amd64"),
+        (
+            {f"{URL}Packages": index("1.34.3-1.1").encode()},
+            "the repository is not signed: neither InRelease nor Release.gpg",
+        ),
+        (
+            {f"{URL}Packages": entry("kubeadm", "1.34.3-1.1", "arm64").encode(), f"{URL}InRelease": b""},
+            "the index has no package for amd64",
+        ),
         ({f"{URL}Packages": 503}, "the server is busy (503)"),
         ({f"{URL}Packages": 403}, "the server answers 403 Forbidden"),
         (

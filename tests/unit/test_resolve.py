@@ -193,6 +193,7 @@ def test_packages_that_have_no_crictl(tmp_path: Path) -> None:
     ]
     files = {
         f"{url}Packages": "\n".join(rows).encode(),
+        f"{url}InRelease": b"",
         f"{url}Release.key": b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n",
     }
     lock = resolve_lock(request("kubernetes.source=packages", files=files))
