@@ -84,9 +84,9 @@ def task_name(data: Mapping[str, Any]) -> str:
 
 def duration(seconds: float) -> str:
     """Return seconds as people read them: 4.2 s, 1 min 05 s, 1 h 02 min."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 

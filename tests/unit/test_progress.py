@@ -90,7 +90,7 @@ def test_gitlab_folds_every_stage_and_closes_the_last() -> None:
 
 
 def test_a_failed_task_is_always_shown() -> None:
-    assert any("failed        9.0 s  kubernetes : Copy [all]" in line for line in lines("github", events=[FAILED]))
+    assert any("failed       9.0 s  kubernetes : Copy [all]" in line for line in lines("github", events=[FAILED]))
 
 
 def picture(events: list[dict[str, Any]], now: float) -> str:
@@ -128,7 +128,7 @@ def test_the_live_view_prints_failures_above_itself() -> None:
     for event in [*EVENTS, FAILED]:
         live.event(event)
     live.close()
-    assert "failed        9.0 s  kubernetes : Copy [all]" in stream.getvalue()
+    assert "failed       9.0 s  kubernetes : Copy [all]" in stream.getvalue()
     assert "changed       47 s" not in stream.getvalue()
 
 
