@@ -81,7 +81,8 @@ def plan_build(order: Order) -> Planned:
     variables = node_vars(order.lock, order.options, order.facts) | {"images_mode": look.images_mode}
     content = stage_content(stage, lane, source if base is None else "disk", order.options, variables)
     parent = base.ingredients.fingerprint if base else ""
-    node = recipe(content, node_inputs(order.lock), tools, parent)
+    compiler = {"go": find_go().version} if order.lock.of("module") else {}
+    node = recipe(content, node_inputs(order.lock), tools | compiler, parent)
     found_base, why_base = find_base(order.cache / "bases", wish) if wish else (None, "")
     plan = make_plan(
         PlanInputs(

@@ -253,6 +253,7 @@ PYTHON = Path("/usr/bin/python3")
 HTTP = """
 import types, urllib.request
 HTTPError = OSError
+Timeout = lambda total, connect: total
 def get(url, **_):
     with urllib.request.urlopen(url) as answer:
         return types.SimpleNamespace(content=answer.read(), is_success=True)
