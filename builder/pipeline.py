@@ -26,7 +26,7 @@ from builder.build.imageroot import RootSpec
 from builder.build.ingredients import Facts
 from builder.build.packer import OLDEST, Packer, read_packer
 from builder.build.payload import Payload, PayloadSpec, payload_disk, prepare_payload
-from builder.build.planning import Order, Planned, plan_build
+from builder.build.planning import Order, Planned, package_source, plan_build
 from builder.build.render import StageFolder
 from builder.build.runfolder import RunFolder, Status, open_run
 from builder.build.site import Site
@@ -206,9 +206,9 @@ def _stages(planned: Planned, wishes: Wishes, run: RunFolder, outputs: Outputs) 
 def _payload_spec(planned: Planned, run: RunFolder) -> PayloadSpec:
     """Return the payload's inputs with the place of its log, and the packages' source for images that need a root."""
     root = None
-    if planned.bootstrap is not None:
-        sources = effective_sources(planned.bootstrap)
-        root = RootSpec(planned.bootstrap.suite, sources, (), apt_options=host_apt_options())
+    archive = package_source(planned.order)
+    if archive is not None:
+        root = RootSpec(archive.suite, effective_sources(archive), (), apt_options=host_apt_options())
     return replace(planned.order.payload, root=root, log=run.path / "payload.log")
 
 

@@ -134,8 +134,16 @@ def tool_versions(packer: Packer | None) -> dict[str, str]:
 
 def bootstrap_spec(order: Order) -> BootstrapSpec | None:
     """Return how the root tree is bootstrapped, or None when the base starts from an image or installer."""
+    return package_source(order) if order.options.base.source == "bootstrap" else None
+
+
+def package_source(order: Order) -> BootstrapSpec | None:
+    """Return how a root tree of this OS can be bootstrapped, whatever the base starts from; None when it cannot be.
+
+    The root of the kube-proxy image has packages of the distribution, also in an image that starts from a cloud image.
+    """
     facts, options = order.route.bootstrap, order.options.base
-    if facts is None or options.source != "bootstrap":
+    if facts is None:
         return None
     return BootstrapSpec(
         distribution=order.facts.distribution,
