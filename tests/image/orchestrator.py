@@ -136,10 +136,13 @@ class Orchestrator:
                         found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace").strip()
         return found
 
-    def process_of(self, *words: str) -> int:
-        """Return the pid of the one process whose command line has all the words."""
-        (pid,) = [pid for pid, line in self.processes().items() if all(word in line for word in words)]
-        return pid
+    def packer_process(self) -> int:
+        """Return the pid of the `packer build` that runs; Packer starts itself once more, the first is the parent."""
+        return min(pid for pid, line in self.processes().items() if "packer build " in line)
+
+    def await_machine(self, timeout: float = 900) -> None:
+        """Wait until a virtual machine runs."""
+        self.until(lambda: any("qemu-system" in line for line in self.processes().values()), timeout, "a machine")
 
     def assert_nothing_runs(self, timeout: float = 20) -> None:
         deadline = time.monotonic() + timeout
@@ -152,7 +155,9 @@ class Orchestrator:
         kept = [path for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink()]
         disks = [path for path in kept if path.suffix in {".qcow2", ".raw", ".img", ".vmdk"}]
         assert not disks, disks
-        assert not [path for path in kept if path.parent.name == "key"], "a private key was left"
+        assert not [path for path in kept if path.parent.name == "key" and path.suffix != ".pub"], (
+            "a private key was left"
+        )
         assert not [path for path in kept if path.parent.name == "tmp"]
 
     def clean_up(self) -> None:

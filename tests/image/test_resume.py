@@ -51,7 +51,7 @@ def test_a_killed_orchestrator_finds_its_build_again(make: Maker) -> None:
     orchestrator.await_task(after=2)
     process.kill()
     process.wait()
-    packer = orchestrator.process_of("packer", " build ")
+    packer = orchestrator.packer_process()
     done = orchestrator.run()
     assert done.code == 0, done.stderr
     assert not Path(f"/proc/{packer}").exists()
@@ -96,7 +96,7 @@ def test_the_first_interrupt_ends_everything_cleanly(make: Maker) -> None:
 def test_an_interrupted_machine_is_gone(make: Maker, dead_disk: Mapping[str, Any]) -> None:
     orchestrator = make(dead_disk)
     orchestrator.start()
-    orchestrator.until(lambda: any("qemu-system" in line for line in orchestrator.processes().values()), 600, "a VM")
+    orchestrator.await_machine()
     orchestrator.interrupt()
     done = orchestrator.end(120)
     assert done.code == 130, done.stderr
@@ -134,9 +134,8 @@ def test_a_machine_that_never_answers_ends_after_its_time(make: Maker, dead_disk
 def test_a_killed_packer_is_a_failed_build(make: Maker, dead_disk: Mapping[str, Any]) -> None:
     orchestrator = make(dead_disk)
     orchestrator.start()
-    orchestrator.until(lambda: any("qemu-system" in line for line in orchestrator.processes().values()), 600, "a VM")
-    main = min(pid for pid, line in orchestrator.processes().items() if "packer" in line and " build " in line)
-    os.kill(main, signal.SIGKILL)
+    orchestrator.await_machine()
+    os.kill(orchestrator.packer_process(), signal.SIGKILL)
     done = orchestrator.end(120)
     assert done.code == 4, done.stderr
     assert "killed" in done.stderr.lower() or "signal" in done.stderr.lower()
