@@ -27,6 +27,7 @@ Runner = Callable[[Sequence[str | Path], Spec], Completed]
 
 GIB = 1 << 30
 SPACE_NEEDED = 10 * GIB
+BROKEN = "does not start"
 SIGNS = {"ok": "ok", "optional": "-", "missing": "MISSING"}
 # The first number with a dot in what a tool prints about itself.
 NUMBER = re.compile(r"\d+\.\d+(?:\.\d+)?")
@@ -156,6 +157,8 @@ def tool_check(tool: Tool, path: Path | None, runner: Runner) -> Check:
     if path is None:
         return Check(tool.command, "none", needed, absent, fix)
     found = tool_version(path, tool.arguments, runner) if tool.arguments else "there"
+    if found == BROKEN:
+        return Check(tool.command, found, needed, absent, f"{path} --version says why")
     fit = not tool.oldest or numbers(found) >= numbers(tool.oldest)
     return Check(tool.command, found, needed, "ok" if fit else absent, "" if fit else f"a newer {tool.command}")
 
@@ -165,7 +168,7 @@ def tool_version(path: Path, arguments: Sequence[str], runner: Runner) -> str:
     try:
         done = runner([path, *arguments], Spec(timeout=30, check=False))
     except BuildImageError:
-        return "does not start"
+        return BROKEN
     found = NUMBER.search("\n".join([done.stdout, *done.tail]))
     return found[0] if found else "there"
 
@@ -190,7 +193,7 @@ def accelerator_check(runner: Runner) -> Check:
     except BuildImageError as error:
         return Check("accelerator", "unknown", "kvm or tcg", "optional", str(error.problems[0].what))
     found = f"{chosen.name} ({chosen.reason})"
-    fix = "" if chosen.name == "kvm" else "builds work without KVM, some five times slower"
+    fix = "" if chosen.name == "kvm" else "builds work without KVM, but take minutes longer"
     return Check("accelerator", found, "kvm or tcg", "ok", fix)
 
 
