@@ -114,9 +114,9 @@ def stage_content(stage: Stage, lane: Lane, source: Source, options: Options, va
 
 
 def role_digests(stage: Stage) -> dict[str, str]:
-    """Return {path: sha256} of the playbooks of a stage and of every file of the roles that they name."""
+    """Return {path: sha256} of a stage's playbooks, every file of the roles they name, and the scripts roles share."""
     folder = share("playbooks")
-    found = []
+    found = [folder / "files"]
     for name in PLAYBOOKS[stage]:
         found.append(folder / name)
         for play in yaml.safe_load((folder / name).read_text()):
