@@ -61,6 +61,3 @@ def memory_problems(wanted_mib: int, memory_info: str) -> list[Problem]:
         return []
     hint = f"end other programs, or --set qemu.memory_mib={max(512, free_mib // 2)}"
     return [Problem(f"{free_mib} MiB of memory free, {wanted_mib} MiB for the guest", "qemu.memory_mib", hint)]
-
-
-provider = QemuProvider()

@@ -41,9 +41,10 @@ from builder.core.tools import (
 )
 from providers import PROVIDERS
 from providers.qemu import provider as module
-from providers.qemu.provider import memory_problems, provider, tree_problems
+from providers.qemu.provider import QemuProvider, memory_problems, tree_problems
 from providers.qemu.settings import OsFacts, Settings
 
+provider = QemuProvider()
 QEMU = Tool("qemu-img", oldest="6.2")
 ROOT = Path(__file__).resolve().parents[2]
 
