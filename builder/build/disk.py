@@ -80,7 +80,7 @@ class DiskSpec:
     """How a disk is laid out. `cmdline` is added to the kernel's command line.
 
     `vendor` is the folder of the ESP that the distribution's signed GRUB reads. `seed` decides all UUIDs: equal seeds
-    give equal partition tables; an empty one gives random UUIDs.
+    give equal partition tables; an empty one gives random UUIDs. `bootable` is off for a tree without a kernel.
     """
 
     size_mib: int
@@ -88,6 +88,7 @@ class DiskSpec:
     secure_boot: bool = False
     vendor: str = "debian"
     seed: str = ""
+    bootable: bool = True
 
     def uuid(self, what: str) -> uuid.UUID:
         """Return the UUID of a part of the disk."""
@@ -185,7 +186,8 @@ def _assemble(source: _Source, disk: Path, spec: DiskSpec) -> None:
             raw.chmod(0o666)
         run(["sfdisk", "--quiet", raw], Spec(input=partition_script(spec), what="partitioning"))
         _make_root(source, raw, spec)
-        _install_boot_loaders(raw, work, spec)
+        if spec.bootable:
+            _install_boot_loaders(raw, work, spec)
         raw.chmod(0o644)
         raw.replace(disk)
     finally:
@@ -258,7 +260,8 @@ def _install_boot_loaders(raw: Path, work: Path, spec: DiskSpec) -> None:
     system = ExtFileSystem(raw, ROOT_MIB * MIB)
     names = _kernel_names(system)
     if names is None:
-        return  # a tree without a kernel gives a data disk; nothing could be started on it
+        looked = " or ".join("{} with {}".format(*pair) for pair in KERNEL_NAMES)
+        raise BuildError(f"the tree has no kernel to boot: neither {looked}", hint="is a kernel in its package list?")
     cmdline = f" {spec.cmdline}" if spec.cmdline else ""
     config = work / "grub.cfg"
     config.write_text(GRUB_CFG.format(kernel=names[0], initrd=names[1], cmdline=cmdline))

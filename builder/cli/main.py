@@ -181,7 +181,7 @@ def report(problems: tuple[Problem, ...]) -> None:
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     try:
-        app()
+        app(prog_name="build-image")
     except BuildImageError as error:
         report(error.problems)
         sys.exit(error.exit_code)

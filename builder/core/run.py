@@ -58,6 +58,7 @@ PASSED_NAMES = frozenset(
         "GOPATH",
         "GOAUTH",
         "NETRC",
+        "REGISTRY_AUTH_FILE",
         "PYENV_ROOT",
         "PYENV_VERSION",
         "SOURCE_DATE_EPOCH",

@@ -115,6 +115,15 @@ def test_secure_boot_takes_the_distributions_signed_files(tree: Path, tmp_path: 
 
 
 @needs_root
+@pytest.mark.parametrize("missing", ["vmlinuz", "initrd.img", "boot/initrd.img-6.1"])
+def test_a_disk_that_would_not_boot_is_an_error(tree: Path, tmp_path: Path, missing: str) -> None:
+    (tree / missing).unlink()
+    with pytest.raises(BuildError, match="no kernel to boot"):
+        make_disk(tree, tmp_path / "out/disk", DiskSpec(512))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@needs_root
 def test_a_tree_that_does_not_fit_is_an_error_and_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     (tree / "srv/large").write_bytes(os.urandom(MIB) * 80)
     with pytest.raises(BuildError, match="root file system failed") as caught:
@@ -269,7 +278,7 @@ spec = BootstrapSpec(distribution="debian", suite=suite, mirror="http://deb.debi
     packages=("iputils-ping",))
 tree = ensure_tree(spec, home / "cache", print)
 assert tree.is_archive
-make_disk(tree.path, home / "disk.raw", DiskSpec(768))
+make_disk(tree.path, home / "disk.raw", DiskSpec(768, bootable=False))
 """
 
 
