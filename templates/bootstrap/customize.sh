@@ -11,8 +11,12 @@ mkdir -p "$root/boot/efi" "$root/boot/grub"
 # The bootstrap runs with INITRD=No, or packages would make the initramfs twice, the first time half configured.
 if [ -x "$root/usr/sbin/update-initramfs" ] && ls "$root"/boot/vmlinuz-* >/dev/null 2>&1; then
     chroot "$root" update-initramfs -c -k all
-    # The kernel's package makes this link, beside its /vmlinuz, only where there is an initramfs when it is installed.
-    [ -e "$root/initrd.img" ] || ln -s "$(readlink "$root/vmlinuz" | sed 's/vmlinuz-/initrd.img-/')" "$root/initrd.img"
+    # The kernel's package makes this link, beside its vmlinuz, only where there is an initramfs when it is installed.
+    for folder in "$root" "$root/boot"; do
+        if [ -L "$folder/vmlinuz" ] && [ ! -L "$folder/initrd.img" ]; then
+            ln -s "$(readlink "$folder/vmlinuz" | sed 's/vmlinuz-/initrd.img-/')" "$folder/initrd.img"
+        fi
+    done
 fi
 
 # Every machine gets its own identity at its first boot (machine-id(5): an empty file, not a missing one).
