@@ -154,6 +154,6 @@ def _sign(folder: Path) -> str:
         key = run([*gpg, "--armor", "--export"]).stdout
     finally:
         run(["gpgconf", "--homedir", home, "--kill", "all"], Spec(check=False))
-        shutil.rmtree(home)
+        shutil.rmtree(home, ignore_errors=True)  # the dying agent removes its sockets at the same time
     (folder / "Release.key").write_text(key)
     return key
