@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from builder.build.imageroot import ImageRoot
-from builder.build.oci import ImageContent, copy_archive, write_archive
+from builder.build.oci import ImageContent, archive_of_folder, copy_archive, write_archive
 from builder.core.digest import sha256_value
 from builder.core.errors import PreflightError
 from builder.core.files import file_lock
@@ -90,7 +90,7 @@ def _pull(entry: Input, parts: ImageParts, note: Note, runner: Runner) -> Path:
     if not entry.digest:
         raise PreflightError("the lock has no digest of this image", entry.name)
     arch = parts.request.arch
-    key = sha256_value({"name": entry.name, "digest": entry.digest, "arch": arch})
+    key = sha256_value({"version": 2, "name": entry.name, "digest": entry.digest, "arch": arch})
     place = parts.pulled / f"{key}.tar"
     if place.is_file():
         return place
@@ -99,10 +99,14 @@ def _pull(entry: Input, parts: ImageParts, note: Note, runner: Runner) -> Path:
             return place
         note(f"pulling {entry.name}")
         with tempfile.TemporaryDirectory(prefix=".new-", dir=parts.pulled) as folder:
-            archive = Path(folder) / "image.tar"
-            argv: list[str | Path] = ["skopeo", "copy", "--quiet", "--override-os", "linux", "--override-arch", arch]
-            argv += [f"docker://{_repository(entry.name)}@{entry.digest}", f"oci-archive:{archive}:{entry.name}"]
+            archive, pulled = Path(folder) / "image.tar", Path(folder) / "pulled"
+            argv: list[str | Path] = ["skopeo", "copy", "--quiet", "--preserve-digests"]
+            argv += ["--override-os", "linux", "--override-arch", arch]
+            if not parts.request.tls_verify:
+                argv.append("--src-tls-verify=false")
+            argv += [f"docker://{_repository(entry.name)}@{entry.digest}", f"dir:{pulled}"]
             runner(argv, Spec(timeout=PULL_SECONDS, what=f"pull of {entry.name}"))
+            archive_of_folder(pulled, archive, entry.name)
             archive.rename(place)
     return place
 

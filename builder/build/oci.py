@@ -77,6 +77,31 @@ def copy_archive(source: Path, out: Path) -> tuple[ArchiveImage, ...]:
     return images
 
 
+def archive_of_folder(folder: Path, out: Path, name: str) -> str:
+    """Write an OCI archive of what skopeo pulled into a `dir:` folder; return the digest of its manifest.
+
+    Manifest and layers stay byte for byte what the registry has, of whatever type, so that the digest is the
+    registry's: https://github.com/containers/image/blob/main/docs/containers-transports.5.md#dirpath
+    """
+    manifest = (folder / "manifest.json").read_bytes()
+    value = json.loads(manifest)
+    kind = str(value.get("mediaType") or MANIFEST_TYPE)
+    digest = sha256_bytes(manifest)
+    described = {"mediaType": kind, "digest": f"sha256:{digest}", "size": len(manifest)}
+    index = {
+        "schemaVersion": 2,
+        "mediaType": INDEX_TYPE,
+        "manifests": [described | {"annotations": {CONTAINERD_NAME: name, OCI_NAME: name}}],
+    }
+    with tarfile.open(out, "w", format=tarfile.PAX_FORMAT) as archive:
+        _add_bytes(archive, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
+        for blob in dict.fromkeys(entry["digest"] for entry in [value["config"], *value["layers"]]):
+            _add_blob(archive, folder / str(blob).removeprefix("sha256:"), "")
+        _add_bytes(archive, f"blobs/sha256/{digest}", manifest)
+        _add_bytes(archive, "index.json", canonical_json(index))
+    return f"sha256:{digest}"
+
+
 def _write_image(archive: tarfile.TarFile, names: Sequence[str], content: ImageContent, scratch: Path) -> str:
     _add_bytes(archive, "oci-layout", canonical_json({"imageLayoutVersion": "1.0.0"}))
     layers = []

@@ -48,6 +48,7 @@ class ImageRequest:
     archives: Path | None = None
     extra_archives: tuple[Path, ...] = ()
     arch: str = "amd64"
+    tls_verify: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,7 @@ def image_request(request: ResolveRequest) -> ImageRequest:
         archives=options.archives,
         extra_archives=options.extra_archives,
         arch=request.target.arch,
+        tls_verify=options.tls_verify,
     )
 
 
@@ -164,7 +166,7 @@ def resolve_images(request: ImageRequest, runner: Runner = run) -> tuple[Input, 
         required = {full_name(name) for name in request.required}
         found |= {name: _compiled(name) for name in wanted if name in required}
         wanted = [name for name in wanted if name not in required]
-    found |= _from_registry(wanted, request.arch, problems, runner)
+    found |= _from_registry(wanted, request, problems, runner)
     if problems:
         raise PreflightError(problems)
     return tuple(found[name] for name in sorted(found))
@@ -252,11 +254,15 @@ def _compiled(name: str) -> Input:
     )
 
 
-def _from_registry(names: Sequence[str], arch: str, problems: list[Problem], runner: Runner) -> Mapping[str, Input]:
+def _from_registry(
+    names: Sequence[str], request: ImageRequest, problems: list[Problem], runner: Runner
+) -> Mapping[str, Input]:
     def ask(name: str) -> Input | Problem:
         if "@" in name:
             return Input(name=name, kind="image", version=tag_of(name), digest=name.partition("@")[2])
-        argv = ["skopeo", "inspect", "--override-os", "linux", "--override-arch", arch]
+        argv = ["skopeo", "inspect", "--override-os", "linux", "--override-arch", request.arch]
+        if not request.tls_verify:
+            argv.append("--tls-verify=false")
         argv += ["--no-tags", "--format", "{{.Digest}}", f"docker://{name}"]
         try:
             digest = runner(argv, Spec(timeout=INSPECT_SECONDS, what=f"look-up of {name}")).stdout.strip()

@@ -43,6 +43,9 @@ class ImagesOptions(Value):
         "module: compiled from Go modules; none: no images",
     )
     registry: str = content("registry.k8s.io", "registry that kubeadm uses (imageRepository)")
+    tls_verify: bool = placement(
+        True, "false: talk to a registry without TLS, or with a certificate that nobody vouches for"
+    )
     archives: Path | None = placement(None, "folder of archives, for source archive")
     extra: tuple[str, ...] = content((), "more images to pull, by name or name@digest")
     extra_archives: tuple[Path, ...] = placement(

@@ -21,6 +21,7 @@ FORMATS: dict[str, DiskFormat] = {".qcow2": "qcow2", ".raw": "raw", ".vmdk": "vm
 # How long a guest may take, by accelerator: emulation on two busy cores is some twenty times slower than KVM.
 BOOT_SECONDS = {"kvm": 180.0, "tcg": 900.0}
 
+Acceleration = Literal["kvm", "tcg"]
 SpecMaker = Callable[..., GuestSpec]
 
 
@@ -63,13 +64,13 @@ def manifest(image: Image) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def acceleration() -> Literal["kvm", "tcg"]:
+def acceleration() -> Acceleration:
     asked = os.environ.get("BUILD_IMAGE_QEMU__ACCELERATOR", "auto")
     return accelerator.choose(cast(Literal["auto", "kvm", "tcg"], asked)).name
 
 
 @pytest.fixture(scope="session")
-def make_spec(image: Image, acceleration: Literal["kvm", "tcg"]) -> SpecMaker:
+def make_spec(image: Image, acceleration: Acceleration) -> SpecMaker:
     """Return a function that makes the spec of a guest without a network; its keywords are fields of GuestSpec."""
 
     def make(**fields: object) -> GuestSpec:

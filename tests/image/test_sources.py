@@ -97,9 +97,7 @@ def test_an_image_that_no_archive_has_stops_it_before_the_build(packer: Path, na
     assert not orchestrator.packer_starts
 
 
-def test_packages_from_a_repository_and_images_from_a_registry(
-    packer: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_from_a_repository_and_images_from_a_registry(packer: Path, names: list[str], tmp_path: Path) -> None:
     build_repository(tmp_path / "deb", [*release_packages("1.34.3", "2.1"), *tool_packages()])
     stock = Stock({}, {})
     digests = {}
@@ -109,13 +107,9 @@ def test_packages_from_a_repository_and_images_from_a_registry(
         repository = repository.removeprefix("coredns/")
         digests[f"{repository}:{tag}"] = add_archive(stock, small_image(tmp_path / "a", name), repository, tag)
     with serve(tmp_path / "deb") as url, serve_registry(stock) as port:
-        registries = tmp_path / "config/containers/registries.conf"
-        registries.parent.mkdir(parents=True)
-        registries.write_text(f'[[registry]]\nlocation = "127.0.0.1:{port}"\ninsecure = true\n')
-        monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
         settings = {
             "kubernetes": {"source": "packages", "repository": url},
-            "images": {"source": "registry", "registry": f"127.0.0.1:{port}"},
+            "images": {"source": "registry", "registry": f"127.0.0.1:{port}", "tls_verify": False},
             "qemu": {"lane": "tree"},
         }
         orchestrator = Orchestrator(tmp_path / "o", packer, settings)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from builder.build.imageset import ImageParts, image_commands, needs_root, write_images
 from builder.build.imagestore import StoredImage, parse_listing
 from builder.build.oci import ImageContent, write_archive
+from builder.core.digest import sha256_bytes
 from builder.core.errors import BuildError, ConfigError, PreflightError
 from builder.core.run import Completed, Spec
 from builder.model.lock import Input
@@ -43,8 +45,7 @@ class FakeSkopeo:
         if "secret" in words[-1]:
             raise BuildError(f"{spec.what} failed (exit code 1)\n  | time=x\n  | unauthorized: access denied")
         if words[1] == "copy":
-            _, path, name = words[-1].split(":", 2)
-            make(Path(path), name)
+            pull_into(Path(words[-1].removeprefix("dir:")))
         return Completed(tuple(words), 0, DIGEST + "\n", (), 0.0)
 
 
@@ -55,6 +56,21 @@ def make(path: Path, *names: str, text: str = "program") -> Path:
     write_archive(path, names, ImageContent({"/program": program}))
     program.unlink()
     return path
+
+
+def pull_into(folder: Path) -> None:
+    """Leave what `skopeo copy … dir:` leaves: the manifest, and each blob under its digest."""
+    config, layer = b"{}", b"layer"
+    folder.mkdir()
+    (folder / sha256_bytes(config)).write_bytes(config)
+    (folder / sha256_bytes(layer)).write_bytes(layer)
+    kind = "application/vnd.docker.distribution.manifest.v2+json"
+    manifest = {"mediaType": kind, "config": described(config), "layers": [described(layer), described(layer)]}
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=3))
+
+
+def described(data: bytes) -> dict[str, object]:
+    return {"digest": f"sha256:{sha256_bytes(data)}", "size": len(data)}
 
 
 def refuse(argv: Sequence[str | Path], _: Spec) -> Completed:
@@ -222,6 +238,11 @@ def test_each_image_becomes_an_archive(tmp_path: Path) -> None:
     names = [image.name for path in made for image in read_archive(path)]
     assert sorted(names) == ["docker.io/library/agent:7", "registry.corp:5000/app:1", "registry.k8s.io/pause:3.10.1"]
     assert skopeo.calls[-1][-2] == f"docker://registry.corp:5000/app@{DIGEST}"
+    (app,) = [image for path in made for image in read_archive(path) if "corp" in image.name]
+    with tarfile.open(next(path for path in made if "app" in path.name)) as archive:
+        blob = archive.extractfile(f"blobs/sha256/{app.digest.removeprefix('sha256:')}")
+        assert blob is not None
+        assert b'"layers": [' in blob.read(), "the manifest stays byte for byte what the registry has"
     count = len(skopeo.calls)
     write_images(inputs, parts, tmp_path / "again", print, skopeo)
     assert len(skopeo.calls) == count
