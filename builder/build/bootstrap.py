@@ -298,7 +298,8 @@ def mmdebstrap_command(spec: BootstrapSpec, target: Path, hooks: Path, apt_optio
     """Return the command that makes a tree at `target`; the apt sources go to its standard input."""
     command = ["mmdebstrap", "--variant=minbase", f"--architectures={spec.architecture}"]
     command += ["--mode=unshare", "--format=tar"] if rootless() else ["--mode=root", "--format=directory"]
-    command += ["--skip=cleanup/apt/lists", f"--include={','.join(spec.all_packages)}"]
+    # The check is for mmdebstrap's own choice of mirror; in a rootless run it leaves a folder in /tmp.
+    command += ["--skip=cleanup/apt/lists,check/signed-by", f"--include={','.join(spec.all_packages)}"]
     command += ['--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"']
     command += [f"--aptopt={option}" for option in apt_options]
     command += [f"--dpkgopt={option}" for option in DPKG_OPTIONS]
