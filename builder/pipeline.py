@@ -25,7 +25,7 @@ from builder.build.finish import Outputs, prepare_output, write_disks, write_man
 from builder.build.imageroot import RootSpec
 from builder.build.ingredients import Facts
 from builder.build.packer import OLDEST, Packer, read_packer
-from builder.build.payload import Payload, PayloadSpec, payload_disk, prepare_payload
+from builder.build.payload import Payload, PayloadSpec, prepare_payload
 from builder.build.planning import Order, Planned, package_source, plan_build
 from builder.build.render import StageFolder
 from builder.build.runfolder import RunFolder, Status, open_run
@@ -236,8 +236,7 @@ def _vm_lane(planned: Planned, site: Site, clock: Clock, payload: Payload) -> Bu
             with clock.stage("base", why):
                 base = vmlane.make_base(site, planned.base, planned.wish, image)
     with clock.stage("node", "it was asked for"):
-        disk = payload_disk(payload, site.run.path / "payload.img")
-        node = vmlane.build_node(site, planned.node, base, image, disk)
+        node = vmlane.build_node(site, planned.node, base, image, payload)
     with clock.stage("clean", "deleted is not gone until it is cleaned offline"):
         raw = vmlane.clean_disk(site, node)
     return node, raw, _keys(node, base)

@@ -139,17 +139,22 @@ def payload_disk(payload: Payload, out: Path, runner: Runner = run) -> Path:
 
     Nothing is mounted and no loop device is used. Raises BuildError when mke2fs fails; `out` is then gone.
     """
-    size, count = _usage(payload.path)
-    size = int((size + count * 512) * DISK_HEADROOM) + 16 * MEBIBYTE
     out.parent.mkdir(parents=True, exist_ok=True)
-    argv: list[str | Path] = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", "-N", str(count + 64)]
-    argv += ["-O", "^has_journal,^resize_inode", "-E", "root_owner=0:0,lazy_itable_init=1", "-d", payload.path, out]
     try:
-        runner([*argv, f"{-(-size // MEBIBYTE)}M"], Spec(what="the payload's disk", timeout=1800))
+        runner(payload_disk_command(payload, out), Spec(what="the payload's disk", timeout=1800))
     except BaseException:
         out.unlink(missing_ok=True)
         raise
     return out
+
+
+def payload_disk_command(payload: Payload, out: Path) -> list[str]:
+    """Return the command that writes the payload's disk."""
+    size, count = _usage(payload.path)
+    size = int((size + count * 512) * DISK_HEADROOM) + 16 * MEBIBYTE
+    argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-L", LABEL, "-m", "0", "-N", str(count + 64)]
+    argv += ["-O", "^has_journal,^resize_inode", "-E", "root_owner=0:0,lazy_itable_init=1"]
+    return [*argv, "-d", str(payload.path), str(out), f"{-(-size // MEBIBYTE)}M"]
 
 
 def check_image_list(kubeadm: Path, version: str, registry: str, names: Sequence[str], runner: Runner = run) -> None:

@@ -15,20 +15,34 @@ from builder.core.files import write_atomic
 NAME = "rebuild.sh"
 
 
-def write_rebuild(folder: StageFolder, packer: Packer, helper: Sequence[str] = (), box: Path | None = None) -> Path:
+def write_rebuild(
+    folder: StageFolder,
+    packer: Packer,
+    helper: Sequence[str] = (),
+    box: Path | None = None,
+    payload: Sequence[str] = (),
+) -> Path:
     """Write rebuild.sh of a rendered stage folder; return its path.
 
     `helper` is the command of the companion in the tree lane and `box` the folder it works in: the script gives it
-    a port, a key and a folder of its own.
+    a port, a key and a folder of its own. `payload` is the command that makes the payload's disk, which a run does
+    not keep.
     """
     path = folder.path / NAME
-    write_atomic(path, rebuild_script(folder, packer, helper, box), 0o755)
+    write_atomic(path, rebuild_script(folder, packer, helper, box, payload), 0o755)
     return path
 
 
-def rebuild_script(folder: StageFolder, packer: Packer, helper: Sequence[str] = (), box: Path | None = None) -> str:
+def rebuild_script(
+    folder: StageFolder,
+    packer: Packer,
+    helper: Sequence[str] = (),
+    box: Path | None = None,
+    payload: Sequence[str] = (),
+) -> str:
     """Return the text of rebuild.sh."""
     values = json.loads((folder.path / RUN_VALUES).read_text())
+    disk = {str(values["payload"]): "$temporary/payload.img"} if payload else {}
     own = {str(folder.public_key): "$work/key/id.pub"}
     if box is not None:
         own[str(box)] = "$work/box"
@@ -42,6 +56,7 @@ def rebuild_script(folder: StageFolder, packer: Packer, helper: Sequence[str] = 
             brings_plugins=packer.brings_plugins,
             secret_names=values["secret_names"],
             lane="tree" if "ssh_port" in values else "vm",
+            payload=" ".join(shell_word(word, disk) for word in payload),
             helpers=[" ".join(shell_word(word, own) for word in helper)] if helper else [],
         )
     )

@@ -19,6 +19,7 @@ from builder.build.bootstrap import ensure_tree
 from builder.build.convert import flatten, to_raw
 from builder.build.disk import DiskSpec, export_boot_files, extract_boot_files, make_disk
 from builder.build.ingredients import Recipe
+from builder.build.payload import Payload, payload_disk, payload_disk_command
 from builder.build.rebuild import write_rebuild
 from builder.build.render import Guest, StageFolder, render_stage
 from builder.build.sanitize import sanitize
@@ -102,8 +103,11 @@ def _store(bases: Path, wish: BaseWish, stage: StageFolder, draft: Path) -> Base
     return store_base(bases, wish, draft, record)
 
 
-def build_node(site: Site, recipe: Recipe, base: Base | None, image: Path | None, payload: Path | None) -> StageFolder:
-    """Build the node stage on a base, or both stages at once where `base` is None; the disk is an overlay."""
+def build_node(site: Site, recipe: Recipe, base: Base | None, image: Path | None, payload: Payload) -> StageFolder:
+    """Build the node stage on a base, or both stages at once where `base` is None; the disk is an overlay.
+
+    The payload's disk is made once: a guest that an earlier process started may be reading it.
+    """
     stage = StageFolder(site.run.path / "node")
     if not begun(stage):
         if base is None:
@@ -114,7 +118,9 @@ def build_node(site: Site, recipe: Recipe, base: Base | None, image: Path | None
             guest = _guest(site, image or start / "start.qcow2", (start / "vmlinuz", start / "initrd.img"))
         else:
             guest = _guest(site, base.disk, (base.kernel, base.initrd))
-        write_rebuild(render(site, stage_inputs(site, recipe.content, stage.path, guest, payload)), site.packer)
+        disk = payload_disk(payload, site.run.path / "payload.img")
+        render(site, stage_inputs(site, recipe.content, stage.path, guest, disk))
+        write_rebuild(stage, site.packer, payload=payload_disk_command(payload, disk))
     build_stage(site, stage, "node")
     return stage
 

@@ -16,6 +16,7 @@ from builder.build.packer import PLUGINS, Packer
 from builder.build.rebuild import rebuild_script, shell_word
 from builder.build.render import (
     PLAYBOOKS,
+    RUN_VALUES,
     Content,
     Guest,
     Lane,
@@ -252,7 +253,13 @@ def test_the_rebuild_script(tmp_path: Path, snapshot: SnapshotAssertion, lane: L
     box = tmp_path / "my box"
     helper = ["box", f"{tmp_path}/tree", str(box), "22022", str(folder.public_key), "", f"{box}/store"]
     packer = Packer(Path("/usr/bin/packer"), (1, 9, 4))
-    script = rebuild_script(folder, packer, helper if lane == "tree" else (), box if lane == "tree" else None)
+    if lane == "tree":
+        script = rebuild_script(folder, packer, helper, box)
+    else:
+        disk = str(json.loads((folder.path / RUN_VALUES).read_text())["payload"])
+        script = rebuild_script(
+            folder, packer, payload=["mke2fs", "-L", "PAYLOAD", "-d", "/cache/pay load", disk, "64M"]
+        )
     assert script.replace(str(tmp_path), "/state") == snapshot
 
 
