@@ -31,7 +31,16 @@ from builder.build.render import StageFolder
 from builder.build.runfolder import RunFolder, Status, open_run
 from builder.build.site import Site
 from builder.check.leaks import check_disk, key_body
-from builder.core.errors import BuildError, BuildImageError, CheckError, Interrupted, PreflightError, Problem, joined
+from builder.core.errors import (
+    BuildError,
+    BuildImageError,
+    CheckError,
+    ConfigError,
+    Interrupted,
+    PreflightError,
+    Problem,
+    joined,
+)
 from builder.core.files import write_json
 from builder.core.paths import cache_home
 from builder.model.artifact import Contents, Manifest, Member, StageTime
@@ -310,7 +319,12 @@ def _tidy(run: RunFolder) -> None:
 
 
 def render(planned: Planned, folder: Path) -> list[Path]:
-    """Write the stage folders of a build under a folder and start nothing; return them."""
+    """Write the stage folders of a build under a folder and start nothing; return them.
+
+    Raises ConfigError when there is something in the folder already.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError("there is something in it already", str(folder), "name a new folder")
     site = Site(
         run=RunFolder(folder.absolute(), "render", planned.order.lock.target.id),
         packer=planned.packer or Packer(Path("packer"), OLDEST),

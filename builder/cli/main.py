@@ -9,11 +9,12 @@ from typing import Annotated
 import typer
 
 from builder.core.errors import BuildImageError, ConfigError, ExitCode, Problem
-from builder.target.request import Request
+from builder.target.request import Ask, Request
 
 # Every import of a command module happens inside the command: `--help` must not pay for pydantic, Rich or a cloud.
+NAME = "build-image"
 app = typer.Typer(
-    name="build-image",
+    name=NAME,
     help="Builds Kubernetes node images for every OS, Kubernetes version and infrastructure.\n\n"
     "build-image --os debian-12 --k8s v1.34.3 --infra qemu",
     rich_markup_mode=None,
@@ -43,7 +44,8 @@ OUTPUT = Path("out")
 
 
 @app.callback(invoke_without_command=True)
-def root(
+@app.command("run")
+def build(
     context: typer.Context,
     os: Os = "",
     k8s: Kubernetes = "",
@@ -59,64 +61,18 @@ def root(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Build one image: what `run` does."""
-    request = Request(
-        os=os,
-        kubernetes=k8s,
-        infra=infra,
-        config=config,
-        sets=tuple(set_ or ()),
-        definitions=tuple(definitions or ()),
-        state=state,
-        output=output,
-        keep_on_failure=keep_on_failure,
-        json=json,
-        verbose=verbose,
-    )
+    """Build one image and write it to the output folder; the same without the word run."""
+    ask = Ask(os, k8s, infra, config, tuple(set_ or ()), tuple(definitions or ()))
+    request = Request(ask, state, output, keep_on_failure, json, verbose)
     if context.invoked_subcommand:
-        if request != Request():
-            raise ConfigError(
-                "options stand before the sub-command",
-                hint=f"write: build-image {context.invoked_subcommand} --os … --k8s … --infra …",
-            )
-        return
-    if request == Request() and not (dry_run or show):
+        if request != Request() or dry_run or show:
+            hint = f"write: build-image {context.invoked_subcommand} --os … --k8s … --infra …"
+            raise ConfigError("options stand before the sub-command", hint=hint)
+    elif request == Request() and not (dry_run or show) and context.info_name == NAME:
         typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
-    _run(request, dry_run, show)
-
-
-@app.command()
-def run(
-    os: Os = "",
-    k8s: Kubernetes = "",
-    infra: Infra = "",
-    config: Config = None,
-    set_: Set = None,
-    definitions: Definitions = None,
-    state: State = None,
-    output: Output = OUTPUT,
-    dry_run: DryRun = False,
-    show: Show = False,
-    keep_on_failure: Keep = False,
-    json: Json = False,
-    verbose: Verbose = False,
-) -> None:
-    """Build one image and write it to the output folder."""
-    request = Request(
-        os=os,
-        kubernetes=k8s,
-        infra=infra,
-        config=config,
-        sets=tuple(set_ or ()),
-        definitions=tuple(definitions or ()),
-        state=state,
-        output=output,
-        keep_on_failure=keep_on_failure,
-        json=json,
-        verbose=verbose,
-    )
-    _run(request, dry_run, show)
+    else:
+        _build(request, dry_run, show)
 
 
 @app.command()
@@ -133,16 +89,8 @@ def render(
     """Write the work folder of a build (HCL, variables, keys) and start nothing."""
     from builder.cli.run import render_command
 
-    request = Request(
-        os=os,
-        kubernetes=k8s,
-        infra=infra,
-        config=config,
-        sets=tuple(set_ or ()),
-        definitions=tuple(definitions or ()),
-        json=json,
-    )
-    render_command(request, folder)
+    ask = Ask(os, k8s, infra, config, tuple(set_ or ()), tuple(definitions or ()))
+    render_command(Request(ask, json=json), folder)
 
 
 @app.command()
@@ -161,7 +109,7 @@ def version(json: Json = False) -> None:
     typer.echo(f'{{"version": "{__version__}"}}' if json else f"build-image {__version__}")
 
 
-def _run(request: Request, dry_run: bool, show: bool) -> None:
+def _build(request: Request, dry_run: bool, show: bool) -> None:
     from builder.cli.run import plan_command, run_command, show_command
 
     if show:
@@ -181,7 +129,7 @@ def report(problems: tuple[Problem, ...]) -> None:
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     try:
-        app(prog_name="build-image")
+        app(prog_name=NAME)
     except BuildImageError as error:
         report(error.problems)
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from builder.model.artifact import Manifest
 from builder.model.plan import Plan
 from builder.provider import Provider
 from builder.target.request import Request
-from builder.target.select import Ask, Models, Selection, select, selection_rows
+from builder.target.select import Models, Selection, select, selection_rows
 from providers import PROVIDERS
 
 
@@ -28,15 +29,7 @@ def choose(request: Request) -> tuple[Selection, Provider]:
         settings={name: provider.settings_model for name, provider in PROVIDERS.items()},
         facts={name: provider.facts_model for name, provider in PROVIDERS.items()},
     )
-    ask = Ask(
-        os=request.os,
-        kubernetes=request.kubernetes,
-        infra=request.infra,
-        config=request.config,
-        sets=request.sets,
-        definitions=request.definitions,
-        environment=dict(os.environ),
-    )
+    ask = replace(request.ask, environment=dict(os.environ))
     selection = select(ask, models)
     for warning in selection.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from builder.target.cascade import (
 from builder.target.compatibility import check_compatibility
 from builder.target.definitions import Definitions, KubernetesDefinition, OsDefinition, load_definitions
 from builder.target.options import Options
+from builder.target.request import Ask
 from builder.target.strict import load_model
 from builder.target.version import KubernetesVersion, parse_version, series_key
 from builder.target.yamlfile import YamlFile, read_yaml
@@ -38,19 +39,6 @@ class Models:
 
     settings: Mapping[str, type[Value]]
     facts: Mapping[str, type[Value]]
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a person asked for; empty words are looked for in the environment, then in the site file."""
-
-    os: str = ""
-    kubernetes: str = ""
-    infra: str = ""
-    config: Path | None = None
-    sets: tuple[str, ...] = ()
-    definitions: tuple[Path, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

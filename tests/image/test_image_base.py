@@ -17,7 +17,7 @@ from builder.cli.run import choose
 from builder.core.digest import sha256_file
 from builder.core.paths import cache_home
 from builder.model.artifact import Manifest
-from builder.target.request import Request
+from builder.target.request import Ask, Request
 from tests.image.conftest import BOOT_SECONDS, Acceleration
 from tests.image.orchestrator import EXAMPLE, TARGET, Orchestrator
 
@@ -28,7 +28,7 @@ SOURCE_MIB = 3072
 def cloud_image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Return a qcow2 as a distribution would publish it: the bootstrap's disk, smaller than the one asked for."""
     folder = tmp_path_factory.mktemp("cloud")
-    request = Request(os="debian-12", kubernetes="v1.34.3", infra="qemu", config=EXAMPLE)
+    request = Request(Ask("debian-12", "v1.34.3", "qemu", EXAMPLE))
     selection, provider = choose(request)
     bootstrap = pipeline.plan(selection, provider, pipeline.Wishes(folder / "state", folder / "out")).bootstrap
     assert bootstrap is not None

@@ -16,7 +16,8 @@ from builder.resolve.binaries import file_input, fill
 from builder.resolve.lock import resolve_lock
 from builder.resolve.request import ResolveRequest
 from builder.resolve.web import NotThere, Web, local_path
-from builder.target.select import Ask, Models, select
+from builder.target.request import Ask
+from builder.target.select import Models, select
 from providers.qemu.settings import OsFacts, Settings
 
 MODELS = Models({"qemu": Settings}, {"qemu": OsFacts})

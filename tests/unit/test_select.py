@@ -10,7 +10,8 @@ import pytest
 from builder.core.errors import ConfigError
 from builder.core.paths import data
 from builder.target.components import components_of
-from builder.target.select import Ask, Models, Selection, select, selection_rows
+from builder.target.request import Ask
+from builder.target.select import Models, Selection, select, selection_rows
 from providers.qemu.settings import OsFacts, Settings
 
 MODELS = Models({"qemu": Settings}, {"qemu": OsFacts})
