@@ -31,13 +31,17 @@ class Companion:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What to run. `output` is appended to; `grace` is the time in seconds to clean up after an interrupt."""
+    """What to run. `output` is appended to; `grace` is the time in seconds to clean up after an interrupt.
+
+    `links` are symbolic links outside of the job's folder that go when it ends.
+    """
 
     argv: tuple[str, ...]
     cwd: str
     output: str
     companions: tuple[Companion, ...] = ()
     grace: float = 300.0
+    links: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,12 +156,15 @@ def validate(folder: StageFolder, packer: Packer, runner: Runner = run) -> None:
     steps: list[tuple[str, list[str | Path]]] = [("packer validate", [packer.path, "validate", "."])]
     if not packer.brings_plugins:
         steps.insert(0, ("packer init", [packer.path, "init", "."]))
-    for name, command in steps:
-        spec = Spec(cwd=folder.path, env=environment(folder, packer), timeout=600, check=False)
-        done = runner(command, spec)
-        if done.returncode:
-            text = "\n".join([f"{name} refused it", *(f"  | {line}" for line in readable(done.tail))])
-            raise BuildError(text, str(folder.path), "this is a bug of a template, or of a definition file")
+    try:
+        for name, command in steps:
+            spec = Spec(cwd=folder.path, env=environment(folder, packer), timeout=600, check=False)
+            done = runner(command, spec)
+            if done.returncode:
+                text = "\n".join([f"{name} refused it", *(f"  | {line}" for line in readable(done.tail))])
+                raise BuildError(text, str(folder.path), "this is a bug of a template, or of a definition file")
+    finally:
+        _remove_temporary(folder)
 
 
 def build(
@@ -198,7 +201,9 @@ def build(
 def _start(folder: StageFolder, packer: Packer, settings: BuildSettings) -> None:
     on_error = "abort" if settings.keep_on_failure else "cleanup"
     argv = (str(packer.path), "build", "-color=false", "-timestamp-ui", f"-on-error={on_error}", ".")
-    spec = JobSpec(argv, str(folder.path), str(folder.packer_log), settings.companions, CLEAN_UP_S)
+    spec = JobSpec(
+        argv, str(folder.path), str(folder.packer_log), settings.companions, CLEAN_UP_S, (str(_link(folder)),)
+    )
     start_job(folder.job, spec, {**settings.env, **environment(folder, packer)})
 
 
@@ -268,12 +273,16 @@ def counted_interrupts() -> Iterator[Interrupts]:
 
 def clean_up(folder: StageFolder, failed: bool, keep: bool) -> None:
     """Remove temporary files, and of a failed build the disk as well. The private key goes, unless kept for a look."""
-    shutil.rmtree(folder.temporary, ignore_errors=True)
-    link = _link(folder)
-    if link.is_symlink() and link.lstat().st_uid == os.getuid():
-        link.unlink(missing_ok=True)
+    _remove_temporary(folder)
     if keep and failed:
         return
     folder.private_key.unlink(missing_ok=True)
     if failed:
         shutil.rmtree(folder.output, ignore_errors=True)
+
+
+def _remove_temporary(folder: StageFolder) -> None:
+    shutil.rmtree(folder.temporary, ignore_errors=True)
+    link = _link(folder)
+    if link.is_symlink() and link.lstat().st_uid == os.getuid():
+        link.unlink(missing_ok=True)

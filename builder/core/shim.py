@@ -1,7 +1,8 @@
 """Runs one long command so that it outlives whoever started it: `python -I shim.py JOB_DIR`, standard library only.
 
-The job folder holds `spec.json` {argv, cwd, output, companions: [{argv, port, log}], grace}. The shim adds `lock` (held
-for its whole life), `pid` {pid, pgid} and at the end `rc` (by rename). Secrets come by its environment.
+The job folder holds `spec.json` {argv, cwd, output, companions: [{argv, port, log}], grace, links}. The shim adds
+`lock` (held for its whole life), `pid` {pid, pgid} and at the end `rc` (by rename). Secrets come by its environment.
+`links` are symbolic links that go when the job ends.
 
 First SIGINT or SIGTERM: the command's group gets one SIGINT and `grace` seconds to clean up. A second one, or SIGQUIT:
 everything is killed. Whatever way the shim itself dies, a watcher sees its pipe close and kills what it had started.
@@ -99,7 +100,15 @@ def reap() -> dict[int, int]:
     return ended
 
 
-def start_watcher(job: Path) -> tuple[int, int]:
+def remove_links(spec: dict[str, Any]) -> None:
+    """Remove the symbolic links of a job; they stand outside of its folder, so nobody else would."""
+    for link in spec.get("links", []):
+        with contextlib.suppress(OSError):
+            if Path(link).is_symlink():
+                Path(link).unlink()
+
+
+def start_watcher(job: Path, spec: dict[str, Any]) -> tuple[int, int]:
     """Fork the watcher; return (its process id, the pipe to write one byte to when all is well).
 
     It is forked before the lock is taken, so that it never holds the lock.
@@ -116,6 +125,7 @@ def start_watcher(job: Path) -> tuple[int, int]:
         signal.signal(number, signal.SIG_IGN)
     if not os.read(reading, 1):
         sweep(job, {shim}, children=False)
+        remove_links(spec)
     os._exit(0)
 
 
@@ -198,6 +208,7 @@ class Job:
         finally:
             self.end_companions()
             sweep(self.job, self.spared, children=True)
+            remove_links(self.spec)
 
     def step(self, seconds: float = 1.0) -> None:
         """Wait for a signal or a child that ended, and act on it."""
@@ -264,7 +275,7 @@ def main(arguments: list[str]) -> NoReturn:
     spec = json.loads((job / "spec.json").read_text())
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    watcher, alive = start_watcher(job)
+    watcher, alive = start_watcher(job, spec)
     code = os.EX_TEMPFAIL
     if take_lock(job) is not None:
         # The result's file lies ready from the beginning: a disk that the build fills must not hide how it ended.

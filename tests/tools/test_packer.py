@@ -114,14 +114,18 @@ def until(condition: Callable[[], object], seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
+def links_to(folder: StageFolder) -> list[Path]:
+    links = [path for path in Path("/tmp").glob("build-image-*") if path.is_symlink()]
+    return [link for link in links if link.readlink() == folder.temporary]
+
+
 def gone(folder: StageFolder) -> None:
     """Assert that nothing of a failed build is left but its records."""
     until(lambda: not processes_of(folder), 10)
     assert not folder.output.exists()
     assert not folder.temporary.exists()
     assert not folder.private_key.exists()
-    links = [path for path in Path("/tmp").glob("build-image-*") if path.is_symlink()]
-    assert folder.temporary not in [link.readlink() for link in links]
+    assert not links_to(folder)
     for name in ("qemu.pkr.hcl", "run.auto.pkrvars.json", "packer.log", "packer.debug.log"):
         assert (folder.path / name).exists()
 
@@ -164,6 +168,8 @@ def test_packer_accepts_what_is_rendered(
     validate(stage_folder, packer)
     assert run([packer.path, "fmt", "-check", "-diff", "."], Spec(cwd=folder)).stdout == ""
     run(["shellcheck", write_rebuild(stage_folder, packer)])
+    assert not links_to(stage_folder)
+    assert not stage_folder.temporary.exists()
 
 
 def test_packer_refuses_what_is_wrong_and_says_where(tmp_path: Path, packer: Packer, playbooks: Path) -> None:

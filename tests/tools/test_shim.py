@@ -273,6 +273,20 @@ def test_a_companion_that_fails_is_named_in_the_output(job: Path) -> None:
     assert (job.parent / "companion.log").read_text() == "broken\n"
 
 
+@pytest.mark.parametrize("killed", [False, True], ids=["ended", "shim killed"])
+def test_links_go_with_the_job_and_nothing_else_does(job: Path, tmp_path: Path, killed: bool) -> None:
+    link, file = tmp_path / "link", tmp_path / "file"
+    link.symlink_to(tmp_path)
+    file.touch()
+    command = ("sleep", "30") if killed else ("true",)
+    start_job(job, JobSpec(command, str(tmp_path), str(tmp_path / "out.log"), links=(str(link), str(file))), {})
+    if killed:
+        os.kill(shim_of(job), signal.SIGKILL)
+    until(lambda: not link.is_symlink())
+    until(lambda: not isinstance(state_of(job), Running))
+    assert file.exists()
+
+
 def test_room_for_the_result_is_kept_in_case_the_command_fills_the_disk(job: Path) -> None:
     start_job(job, spec(job, "sleep", "0.3"), {})
     until((job / ".rc").exists)
