@@ -43,6 +43,7 @@ from builder.core.errors import (
 )
 from builder.core.files import write_json
 from builder.core.paths import cache_home
+from builder.core.tools import BOOTSTRAP_TOOLS, missing_space, missing_tools
 from builder.model.artifact import Contents, Manifest, Member, StageTime
 from builder.model.lock import Lock
 from builder.provider import Provider
@@ -53,6 +54,9 @@ from builder.resolve.lock import resolve_lock
 from builder.resolve.request import ResolveRequest
 from builder.target.select import Selection
 
+GIB = 1 << 30
+STATE_BYTES = 3 * GIB  # the overlay and the clean disk of a node, sparse
+OUTPUT_BYTES = 1 * GIB
 HELP = "docs/how-to/find-out-why-a-build-failed.md"
 
 
@@ -87,11 +91,22 @@ class Clock:
             self.times.append(StageTime(stage=name, seconds=seconds))
 
 
-def resolve(selection: Selection, provider: Provider) -> Lock:
+def machine_problems(selection: Selection, wishes: Wishes) -> list[Problem]:
+    """Return what this machine lacks for a selection beside what its provider needs: programs, room on the disks."""
+    options = selection.options
+    problems = []
+    if options.base.source == "bootstrap":
+        problems += missing_tools(BOOTSTRAP_TOOLS, "base.source bootstrap")
+    if options.images.source == "registry" or options.images.extra:
+        problems += missing_tools(["skopeo"], "images from a registry")
+    return [*problems, *missing_space({wishes.state: STATE_BYTES, wishes.output: OUTPUT_BYTES})]
+
+
+def resolve(selection: Selection, provider: Provider, wishes: Wishes) -> Lock:
     """Return the lock of a selection after asking the provider what the machine lacks; all problems in one error."""
     route = provider.local_route(selection.settings, selection.facts)
     errors: list[BuildImageError] = []
-    problems = provider.preflight(selection.settings)
+    problems = [*provider.preflight(selection.settings), *machine_problems(selection, wishes)]
     if problems:
         errors.append(PreflightError(problems))
     lock = None
@@ -134,7 +149,7 @@ def _repository_key(request: ResolveRequest) -> str:
 
 def plan(selection: Selection, provider: Provider, wishes: Wishes) -> Planned:
     """Resolve and plan a selection: everything that --dry-run prints, and exactly what `build` does."""
-    lock = resolve(selection, provider)
+    lock = resolve(selection, provider, wishes)
     return plan_build(_order(selection, provider, lock, wishes))
 
 

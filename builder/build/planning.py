@@ -62,8 +62,13 @@ class Planned:
 
 
 def plan_build(order: Order) -> Planned:
-    """Return what must be done for an order, with reasons. Asks the mirror for its Release file, builds nothing."""
+    """Return what must be done for an order, with reasons. Asks the mirror for its Release file, builds nothing.
+
+    Raises PreflightError when there is neither a Packer nor a Go to compile one.
+    """
     packer = find_packer(compiled_packer())
+    if packer is None:
+        find_go()
     tools = tool_versions(packer)
     source, lane = SOURCES[order.options.base.source], order.route.lane
     bootstrap = bootstrap_spec(order)
