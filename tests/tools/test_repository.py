@@ -15,7 +15,8 @@ from builder.model.lock import Input, Lock
 from builder.resolve.kubernetes import package_versions, repository_address, repository_key
 from builder.resolve.lock import resolve_lock
 from builder.resolve.request import ResolveRequest
-from builder.target.select import Ask, Models, select
+from builder.target.request import Ask
+from builder.target.select import Models, select
 from providers.qemu.settings import OsFacts, Settings
 from tests.image.fake_repository import build_repository, release_packages, serve, tool_packages
 
