@@ -4,7 +4,7 @@
 #   LOWERS      folders joined with ":", the topmost first; never written
 #   FOLDER      holds upper, work (overlayfs) and merged
 #   PAYLOAD     folder shown read-only at /run/build-image/payload
-#   CONTAINERD  real folder shown at /var/lib/containerd
+#   CONTAINERD  real folder shown at /var/lib/containerd; made when it is not there
 # Runs until it is killed. The caller has put it into new mount, pid, uts and ipc namespaces: they, and every mount
 # and process below, go when it goes.
 set -eu
@@ -57,6 +57,7 @@ read_only_bind() {
 }
 
 mkdir -p "$folder/upper" "$folder/work" "$merged"
+if [ -n "$containerd" ] && [ ! -d "$containerd" ]; then mkdir -m 0711 "$containerd"; fi
 mount -t overlay -o "lowerdir=$lowers,upperdir=$folder/upper,workdir=$folder/work" overlay "$merged"
 mount -t proc proc "$merged/proc"
 read_only_bind "$merged/proc/sys" "$merged/proc/sys" # the kernel is the host's: nothing in the tree may tune it
