@@ -6,14 +6,12 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from builder.core.errors import BuildError
 from builder.core.run import Spec, run
-
-CHUNK = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +75,6 @@ def _convert(image: Path, target: Path, kind: str, options: Sequence[str]) -> Im
     finally:
         temporary.unlink(missing_ok=True)
     return ImageInfo(target, info.format, info.size, info.allocated)
-
-
-def search_bytes(path: Path, needles: Iterable[bytes]) -> dict[bytes, int]:
-    """Return which byte strings occur in a file and where first, as {needle: byte offset}; holes are skipped.
-
-    A needle must not be empty and not only zero bytes: holes, which read as zeros, are not searched.
-    """
-    wanted = set(needles)
-    if any(not needle.strip(b"\0") for needle in wanted):
-        raise ValueError("a needle must hold a byte that is not zero")
-    overlap = max(map(len, wanted), default=1) - 1
-    found: dict[bytes, int] = {}
-    with path.open("rb") as file:
-        for start, end in data_runs(file.fileno(), path.stat().st_size):
-            _search_run(file.fileno(), (max(0, start - overlap), end + overlap), wanted, found)
-    return found
-
-
-def _search_run(descriptor: int, span: tuple[int, int], wanted: set[bytes], found: dict[bytes, int]) -> None:
-    overlap = max(map(len, wanted), default=1) - 1
-    position, end = span
-    while position < end:
-        data = os.pread(descriptor, min(CHUNK + overlap, end - position), position)
-        for needle in wanted - found.keys():
-            at = data.find(needle)
-            if at >= 0:
-                found[needle] = position + at
-        if len(data) <= overlap:
-            return
-        position += CHUNK
 
 
 def data_runs(descriptor: int, size: int, end: int = 0) -> Iterator[tuple[int, int]]:

@@ -15,8 +15,6 @@ from builder.core.files import write_json
 from builder.model.artifact import Manifest, Member
 from builder.target.options import OutputOptions
 
-SPARE_BYTES = 1 << 30
-
 
 @dataclass(frozen=True, slots=True)
 class Outputs:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-CHUNK = 16 << 20
+CHUNK = 4 << 20
 
 
 def search_bytes(

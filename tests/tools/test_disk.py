@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from builder.build.aptsource import Archive, host_sources
-from builder.build.convert import flatten, image_info, search_bytes, to_raw, to_vmdk
+from builder.build.convert import flatten, image_info, to_raw, to_vmdk
 from builder.build.disk import MIB, ROOT_MIB, DiskSpec, disk_from_overlay, extract_boot_files, make_disk
 from builder.build.filesystem import ExtFileSystem, read_table
 from builder.build.sanitize import sanitize
 from builder.core.errors import BuildError
 from builder.core.run import Spec, run
+from builder.core.search import search_bytes
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-utils")
@@ -183,7 +184,7 @@ def delete_canaries(disk: Path, folder: Path) -> None:
 @needs_root
 def test_nothing_that_was_deleted_stays_readable(disk: Path, tmp_path: Path) -> None:
     delete_canaries(disk, tmp_path)
-    assert search_bytes(disk, DELETED.values()).keys() == set(DELETED.values())
+    assert search_bytes(disk, DELETED).keys() == DELETED.keys()
     base = flatten(disk, tmp_path / "base.qcow2", compress=False)
     overlay = tmp_path / "overlay.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", "qcow2", overlay])
@@ -192,7 +193,7 @@ def test_nothing_that_was_deleted_stays_readable(disk: Path, tmp_path: Path) -> 
     clean = tmp_path / "clean/disk.raw"
     sanitize(overlay, clean)
 
-    assert search_bytes(clean, DELETED.values()) == {}
+    assert search_bytes(clean, DELETED) == {}
     assert hashlib.sha256(overlay.read_bytes()).digest() == before
     assert clean.stat().st_size == disk.stat().st_size
     fsck(clean)
@@ -228,9 +229,9 @@ def test_the_root_partition_of_a_cloud_image_is_found_and_cleaned(tmp_path: Path
     requests = [f"write {tmp_path}/secret /s", f"write {tmp_path}/kept /k", "rm /s"]
     system.debugfs(*requests, write=True)
     sanitize(image, tmp_path / "clean.raw")
-    wanted = [DELETED["content"], b"kept-5e3b81"]
-    assert search_bytes(image, wanted).keys() == set(wanted)
-    assert search_bytes(tmp_path / "clean.raw", wanted).keys() == {b"kept-5e3b81"}
+    wanted = {"deleted": DELETED["content"], "kept": b"kept-5e3b81"}
+    assert search_bytes(image, wanted).keys() == wanted.keys()
+    assert search_bytes(tmp_path / "clean.raw", wanted).keys() == {"kept"}
     assert read_table(tmp_path / "clean.raw") == read_table(image)
 
 

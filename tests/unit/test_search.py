@@ -72,3 +72,12 @@ def test_an_empty_file_and_an_empty_list_hold_nothing(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert search_bytes(path, {"canary": SECRET}) == {}
     assert search_bytes(path, {}) == {}
+
+
+def test_holes_cost_nothing_and_needles_that_touch_them_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as out:
+        out.truncate(1 << 40)  # a terabyte: reading it would take minutes
+        out.seek(1 << 39)
+        out.write(b"token")
+    assert search_bytes(path, {"it": b"\0token\0", "other": b"other"}) == {"it": ((1 << 39) - 1,)}
