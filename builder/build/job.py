@@ -85,6 +85,7 @@ def start_job(job: Path, spec: JobSpec, env: Mapping[str, str]) -> None:
             raise BuildError("a build is running in this folder already", str(job), "wait for it, or end it")
         if isinstance(state, Dead):
             end_orphans(job)
+        _await_watcher(job)
         for name in ("rc", "pid", "interrupted"):
             (job / name).unlink(missing_ok=True)
         write_json(job / "spec.json", asdict(spec))
@@ -155,6 +156,16 @@ def end_orphans(job: Path) -> None:
     """Kill what a dead job left running; returns when nothing of it is left. Raises BuildError when that fails."""
     if not shim.sweep(job.absolute(), set(), children=False):
         raise BuildError("processes of a dead build cannot be killed", str(job), "end them by hand")
+    _await_watcher(job)
+
+
+def _await_watcher(job: Path) -> None:
+    """Wait until the watcher of an earlier shim has done its work: it must not meet what comes after it."""
+    deadline = time.monotonic() + START_WAIT_S
+    while is_locked(job / "watch.lock"):
+        if time.monotonic() > deadline:
+            raise BuildError("what an earlier build left cannot be cleaned up", str(job), "end its processes by hand")
+        time.sleep(0.02)
 
 
 def _signal(job: Path, number: int) -> bool:

@@ -111,12 +111,17 @@ def remove_links(spec: dict[str, Any]) -> None:
 def start_watcher(job: Path, spec: dict[str, Any]) -> tuple[int, int]:
     """Fork the watcher; return (its process id, the pipe to write one byte to when all is well).
 
-    It is forked before the lock is taken, so that it never holds the lock.
+    It is forked before the lock is taken, so that it never holds that lock; its own is `watch.lock`. Whoever uses the
+    folder again waits for it: a watcher that is late would kill what came after its shim.
     """
     shim = os.getpid()
     reading, writing = os.pipe()
+    watching = os.open(job / "watch.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    with contextlib.suppress(BlockingIOError):  # a shim that is refused in a folder where another one runs
+        fcntl.flock(watching, fcntl.LOCK_EX | fcntl.LOCK_NB)
     pid = os.fork()
     if pid:
+        os.close(watching)
         os.close(reading)
         return pid, writing
     os.close(writing)

@@ -7,8 +7,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -229,6 +231,25 @@ def test_a_killed_shim_takes_its_command_with_it(job: Path) -> None:
         wait_job(job)
     start_job(job, spec(job, "true"), {})
     assert wait_job(job) == 0
+
+
+def test_what_comes_after_a_killed_shim_is_left_alone(job: Path, tmp_path: Path) -> None:
+    """The watcher of the killed one cleans up late; it must not meet the next command, nor its links."""
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    start_job(job, replace(spec(job, "sleep", "94.5"), links=(str(link),)), {})
+    pid = shim_of(job)
+    watcher = next(found for found in running(f"shim.py {job}") if found != pid)
+    os.kill(watcher, signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: state_of(job) == Dead())
+    threading.Timer(1.0, os.kill, (watcher, signal.SIGCONT)).start()
+    end_orphans(job)
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path)
+    start_job(job, spec(job, "sleep", "3"), {})
+    assert wait_job(job) == 0
+    assert link.is_symlink()
 
 
 def test_orphans_are_found_when_the_watcher_was_killed_too(job: Path) -> None:
