@@ -146,6 +146,17 @@ def draft_folder(cache: Path, wish: BaseWish, stage_folder: Path) -> Path:
     return draft
 
 
+def new_record(wish: BaseWish, tree_key: str, public_key: str) -> BaseRecord:
+    """Return the record of a base that was finished now."""
+    return BaseRecord(
+        group=wish.group,
+        ingredients=wish.ingredients,
+        created_at=datetime.now(UTC).strftime(TIME_FORMAT),
+        tree_key=tree_key,
+        public_key=public_key,
+    )
+
+
 def store_base(cache: Path, wish: BaseWish, draft: Path, record: BaseRecord) -> Base:
     """Put a finished draft under its name; returns the base."""
     write_json(draft / RECORD, record.model_dump(mode="json"))

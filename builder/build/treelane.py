@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from datetime import UTC, datetime
 from pathlib import Path
 
 from builder.build.bases import (
-    TIME_FORMAT,
     Base,
-    BaseRecord,
     BaseWish,
     draft_folder,
     find_base,
     making_base,
+    new_record,
     store_base,
 )
 from builder.build.bootstrap import Tree as RootTree
@@ -45,13 +43,7 @@ def make_base(site: Site, recipe: Recipe, wish: BaseWish, tree: RootTree) -> Bas
             return found
         stage, draft = StageFolder(place), draft_folder(bases, wish, place)
         _build(site, recipe, stage, (tree.path,), draft / "box", None)
-        record = BaseRecord(
-            group=wish.group,
-            ingredients=wish.ingredients,
-            created_at=datetime.now(UTC).strftime(TIME_FORMAT),
-            tree_key=tree.key,
-            public_key=stage.public_key.read_text(),
-        )
+        record = new_record(wish, tree.key, stage.public_key.read_text())
         return store_base(bases, wish, draft, record)
 
 

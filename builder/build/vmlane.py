@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from builder.build.bases import (
-    TIME_FORMAT,
     Base,
-    BaseRecord,
     BaseWish,
     draft_folder,
     find_base,
     making_base,
+    new_record,
     store_base,
 )
 from builder.build.bootstrap import ensure_tree
@@ -92,15 +90,10 @@ def _store(bases: Path, wish: BaseWish, stage: StageFolder, draft: Path) -> Base
         for name in ("vmlinuz", "initrd.img"):
             (draft / name).unlink(missing_ok=True)
     raw.unlink()
-    record = BaseRecord(
-        group=wish.group,
-        ingredients=wish.ingredients,
-        created_at=datetime.now(UTC).strftime(TIME_FORMAT),
-        tree_key=(draft / "tree.key").read_text(),
-        public_key=stage.public_key.read_text(),
-    )
-    stage.disk.unlink()
-    return store_base(bases, wish, draft, record)
+    record = new_record(wish, (draft / "tree.key").read_text(), stage.public_key.read_text())
+    base = store_base(bases, wish, draft, record)
+    stage.disk.unlink()  # last: a process that dies before this can still make the base of it
+    return base
 
 
 def build_node(site: Site, recipe: Recipe, base: Base | None, image: Path | None, payload: Payload) -> StageFolder:

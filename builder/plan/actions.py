@@ -61,5 +61,5 @@ def _action(stage: str, name: str, found: Found) -> Action:
 
 
 def _payload_name(lock: Lock) -> str:
-    images = len(lock.of("image")) + len(lock.of("archive"))
+    images = len(lock.of("image"))
     return f"programs and {images} container images" if images else "programs"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from builder.model.local import Bootstrap
 from builder.model.lock import Input
 from builder.model.target import Target
 from builder.resolve.golang import find_go
@@ -15,16 +15,6 @@ from builder.target.components import Components, components_of
 from builder.target.options import Options
 from builder.target.select import Selection
 from builder.target.version import KubernetesVersion
-
-
-class Bootstrap(Protocol):
-    """What the resolver must know of an OS that is bootstrapped; a provider's facts hold it."""
-
-    @property
-    def suite(self) -> str: ...  # noqa: D102
-
-    @property
-    def mirror(self) -> str: ...  # noqa: D102
 
 
 def module_input(name: str, version: str) -> Input:
